@@ -1,0 +1,2 @@
+//! What the process is made of: threads, monoio set-up, resolver, signals, listening sockets.
+pub mod resolver;
