@@ -15,6 +15,7 @@
 pub mod agent;
 pub mod cli;
 pub mod config;
+pub mod echo;
 pub mod gateway;
 pub mod protocol;
 pub mod relay;

@@ -1,1 +1,107 @@
-//! gateway
+//! The gateway: takes connections from clients, sets sessions up, and hands them to the relay.
+//!
+//! Everything here happens before a session's first relayed byte. State that worker threads share is touched at
+//! connect only; a connection belongs to the worker that accepted it.
+pub mod bucket;
+mod connection;
+pub mod http;
+pub mod keys;
+mod routes;
+mod session;
+mod worker;
+
+use std::{
+    io,
+    net::{SocketAddr, TcpListener},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize},
+    },
+};
+
+use self::keys::Keys;
+use crate::{
+    agent::{dial::Dialler, egress::Egress, tls},
+    config::gateway::{EmbeddedAgent, GatewayConfig, Limits},
+    config::keys::KeyEntry,
+    runtime::{
+        driver::Driver,
+        listen,
+        resolver::Resolver,
+        threads::{Threads, allowed_cores, cores},
+    },
+};
+
+/// What all workers of a gateway share.
+#[derive(Debug)]
+pub struct Shared {
+    node_id: String,
+    public_url: Option<String>,
+    limits: Limits,
+    keys: Keys,
+    /// Connections that have not got as far as a session.
+    pending: AtomicUsize,
+    /// Sessions, from a validated connect message on.
+    sessions: AtomicUsize,
+    draining: AtomicBool,
+    agent: Option<(EmbeddedAgent, Dialler)>,
+}
+
+/// A gateway whose workers run.
+#[derive(Debug)]
+pub struct Gateway {
+    /// The addresses it listens on, with the real ports.
+    pub addresses: Vec<SocketAddr>,
+    pub shared: Arc<Shared>,
+}
+
+impl Gateway {
+    /// Binds the listeners and starts the workers on `threads`.
+    ///
+    /// # Errors
+    /// An address cannot be bound, a file cannot be read, or a thread not be started; the error says which.
+    pub fn start(config: GatewayConfig, keys: Vec<KeyEntry>, driver: &Driver, threads: &mut Threads) -> io::Result<Self> {
+        let workers = match config.runtime.workers {
+            0 => cores(),
+            workers => workers,
+        };
+        let mut addresses = Vec::new();
+        let mut listeners: Vec<Vec<TcpListener>> = (0..workers).map(|_| Vec::new()).collect();
+        for address in &config.listen.addr {
+            let bound = listen::bind(*address, workers)?;
+            addresses.extend(bound.first().map(TcpListener::local_addr).transpose()?);
+            listeners.iter_mut().zip(bound).for_each(|(worker, listener)| worker.push(listener));
+        }
+        let shared = Arc::new(Shared::new(config, keys)?);
+        let cores = allowed_cores();
+        for (index, listeners) in listeners.into_iter().enumerate() {
+            let shared = shared.clone();
+            let core = if cores.is_empty() { None } else { cores.get(index % cores.len()).copied() };
+            threads.spawn(&format!("worker-{index}"), driver.clone(), core, move |commands| {
+                worker::run(shared, listeners, commands)
+            })?;
+        }
+        Ok(Self { addresses, shared })
+    }
+}
+
+impl Shared {
+    fn new(config: GatewayConfig, keys: Vec<KeyEntry>) -> io::Result<Self> {
+        let dialler = Dialler {
+            egress: Arc::new(Egress::new(config.egress.allow, config.egress.deny)),
+            resolver: Resolver::start()?,
+            tls: tls::client_config(config.egress.ca_file.as_deref())?,
+            tcp_keepalive: config.limits.tcp_keepalive,
+        };
+        Ok(Self {
+            node_id: config.node_id,
+            public_url: config.public_url,
+            limits: config.limits,
+            keys: Keys::new(keys),
+            pending: AtomicUsize::new(0),
+            sessions: AtomicUsize::new(0),
+            draining: AtomicBool::new(false),
+            agent: config.embedded_agent.map(|agent| (agent, dialler)),
+        })
+    }
+}

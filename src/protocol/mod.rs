@@ -2,5 +2,11 @@
 //!
 //! Owns what ringway knows of RFC 6455 and of its own client protocol. Must never touch a socket, a file, a timer
 //! or a global: everything here is tested in memory, fuzzed, and simulated with seeds.
+pub mod answer;
+pub mod close;
 pub mod connect;
+pub mod frame;
+pub mod opening;
+pub mod session;
+pub mod setup;
 pub mod target;

@@ -1,1 +1,232 @@
-//! relay
+//! The data path: moves a session's bytes between two sockets, and ends it as `protocol::session` says.
+//!
+//! A relay is three small tasks on one thread: a lane in each direction, and a warden that keeps time. It knows
+//! nothing of JSON, keys or agents; whoever sets a session up hands it two connected sockets and what was received
+//! behind the set-up. Must never block the thread, never hold a buffer while idle, never drop a receive or a send.
+pub mod buffers;
+pub mod deadline;
+mod pump;
+pub mod socket;
+mod tls;
+pub mod wake;
+
+use std::{
+    cell::{Cell, RefCell, RefMut},
+    panic::AssertUnwindSafe,
+    rc::{Rc, Weak},
+    time::{Duration, Instant},
+};
+
+use futures_util::FutureExt;
+
+use self::{socket::Socket, wake::Signal};
+use crate::{
+    protocol::{
+        close::Close,
+        frame::FrameCounts,
+        session::{Ending, Session, Side},
+    },
+    runtime::sys,
+};
+
+/// How long a peer may owe an answer before it is taken for dead.
+const SILENCE: Duration = Duration::from_secs(60);
+/// How often the peers are looked at for that.
+const SWEEP: Duration = Duration::from_secs(5);
+
+/// What a set-up hands over: two connected sockets, and what was received behind the set-up.
+#[derive(Debug)]
+pub struct Connected {
+    pub client: Rc<Socket>,
+    pub target: Rc<Socket>,
+    /// Frames, or parts of some, that the client sent behind its connect message.
+    pub from_client: Vec<u8>,
+    /// The same of the target, behind its answer.
+    pub from_target: Vec<u8>,
+    pub idle_timeout: Option<Duration>,
+}
+
+/// What passed in a session, and how it ended.
+#[derive(Clone, Copy, Debug)]
+pub struct Summary {
+    pub frames_from_client: u64,
+    pub frames_from_target: u64,
+    pub bytes_from_client: u64,
+    pub bytes_from_target: u64,
+    pub ending: Option<Ending>,
+}
+
+/// A session that is being relayed on this thread.
+#[derive(Debug)]
+pub struct Relay {
+    session: RefCell<Session>,
+    sockets: [Rc<Socket>; 2],
+    lanes: [Signal; 2],
+    warden: Signal,
+    running: Cell<u8>,
+    counts: RefCell<[FrameCounts; 2]>,
+}
+
+/// The sessions of one worker: to end them together, and to find dead peers.
+#[derive(Debug, Default)]
+pub struct Registry {
+    relays: RefCell<Vec<Weak<Relay>>>,
+    closing: Cell<bool>,
+}
+
+impl Registry {
+    /// Ends all sessions of this worker, and each that begins from now on: 1012 to clients, 1001 to targets. A frame
+    /// in progress has until `window_end`.
+    pub fn close_all(&self, window_end: Instant) {
+        self.closing.set(true);
+        for relay in self.live() {
+            relay.restart(window_end);
+        }
+    }
+
+    /// Looks for dead peers again and again. "One that has acknowledged nothing for 60 s while bytes of ours are on
+    /// the way, its TCP not even answering probes, is lost."
+    pub async fn watch(&self) {
+        loop {
+            monoio::time::sleep(SWEEP).await;
+            for relay in self.live() {
+                relay.abort_lost();
+            }
+            self.relays.borrow_mut().retain(|relay| relay.strong_count() > 0);
+        }
+    }
+
+    fn live(&self) -> Vec<Rc<Relay>> {
+        self.relays.borrow().iter().filter_map(Weak::upgrade).collect()
+    }
+
+    fn add(&self, relay: &Rc<Relay>) {
+        let mut relays = self.relays.borrow_mut();
+        if relays.len() == relays.capacity() {
+            relays.retain(|relay| relay.strong_count() > 0);
+        }
+        relays.push(Rc::downgrade(relay));
+        drop(relays);
+        if self.closing.get() {
+            relay.restart(Instant::now());
+        }
+    }
+}
+
+/// Relays a session until both its connections are closed.
+pub async fn run(connected: Connected, registry: &Registry) -> Summary {
+    let Connected { client, target, from_client, from_target, idle_timeout } = connected;
+    let relay = Rc::new(Relay {
+        session: RefCell::new(Session::new(idle_timeout, Instant::now())),
+        sockets: [client, target],
+        lanes: Default::default(),
+        warden: Signal::default(),
+        running: Cell::new(2),
+        counts: RefCell::default(),
+    });
+    registry.add(&relay);
+    relay.clone().spawn_lane(Side::Client, from_client);
+    relay.clone().spawn_lane(Side::Target, from_target);
+    relay.keep_time().await;
+    relay.summary()
+}
+
+impl Relay {
+    fn spawn_lane(self: Rc<Self>, from: Side, first: Vec<u8>) {
+        monoio::spawn(async move {
+            let lane = AssertUnwindSafe(pump::run(self.clone(), from, first)).catch_unwind();
+            if lane.await.is_err() {
+                // A bug of ours ends this session, and no other.
+                tracing::error!("a session failed: its lane from the {from:?} panicked");
+                self.sockets.iter().for_each(|socket| socket.abort());
+            }
+            self.running.set(self.running.get() - 1);
+            self.warden.set();
+        });
+    }
+
+    /// The warden: keeps the session's time until both lanes are done.
+    async fn keep_time(&self) {
+        while self.running.get() > 0 {
+            let next = self.session.borrow().next_tick(Instant::now());
+            match next {
+                None => self.warden.wait().await,
+                Some(at) => {
+                    let at = monoio::time::Instant::from_std(at);
+                    if self.warden.or(monoio::time::sleep_until(at)).await.is_some() {
+                        self.tick();
+                    }
+                }
+            }
+        }
+    }
+
+    fn tick(&self) {
+        let tick = self.change(|session| session.tick(|side| self.socket(side).progress(), Instant::now()));
+        if tick.abort_client {
+            self.socket(Side::Client).abort();
+        }
+        if tick.abort_target {
+            self.socket(Side::Target).abort();
+        }
+    }
+
+    fn restart(&self, window_end: Instant) {
+        self.change(|session| {
+            session.close(Close::RESTART_CLIENT, Close::RESTART_TARGET, window_end, Instant::now());
+        });
+    }
+
+    fn abort_lost(&self) {
+        for socket in &self.sockets {
+            if sys::is_lost(std::os::fd::AsFd::as_fd(&**socket), SILENCE) {
+                socket.abort();
+            }
+        }
+    }
+
+    /// Changes the session's state, and wakes whom that may concern.
+    fn change<T>(&self, change: impl FnOnce(&mut Session) -> T) -> T {
+        let mut session = self.session.borrow_mut();
+        let result = change(&mut session);
+        let changed = session.take_changed();
+        drop(session);
+        if changed {
+            self.lanes.iter().for_each(Signal::set);
+            self.warden.set();
+        }
+        result
+    }
+
+    async fn send_close(&self, to: Side, close: Close) -> std::io::Result<()> {
+        let masking_key = match to {
+            Side::Client => None,
+            // Section 5.3: a fresh key for each frame, from a strong source of entropy.
+            Side::Target => {
+                let mut key = [0; 4];
+                getrandom::fill(&mut key).map_err(|_| std::io::ErrorKind::Other)?;
+                Some(key)
+            }
+        };
+        self.socket(to).send_bytes(&close.to_bytes(masking_key)).await
+    }
+
+    fn socket(&self, side: Side) -> &Socket {
+        &self.sockets[side as usize]
+    }
+
+    fn lane(&self, from: Side) -> &Signal {
+        &self.lanes[from as usize]
+    }
+
+    fn counts(&self, from: Side) -> RefMut<'_, FrameCounts> {
+        RefMut::map(self.counts.borrow_mut(), |counts| &mut counts[from as usize])
+    }
+
+    fn summary(&self) -> Summary {
+        let session = self.session.borrow();
+        let (frames_from_client, bytes_from_client) = session.passed(Side::Client);
+        let (frames_from_target, bytes_from_target) = session.passed(Side::Target);
+        Summary { frames_from_client, frames_from_target, bytes_from_client, bytes_from_target, ending: session.ending() }
+    }
+}

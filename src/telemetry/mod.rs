@@ -1,1 +1,2 @@
-//! telemetry
+//! What operators see of a running process: logs for now.
+pub mod log;

@@ -1,0 +1,203 @@
+//! Dials a target on the session's own worker thread: egress policy, DNS, TCP, TLS, opening handshake.
+//!
+//! The whole dial is one future without a clock of its own besides the pace of connection attempts: whoever asked
+//! for it bounds its time and may drop it, which closes what it had open.
+use std::{
+    io,
+    net::{IpAddr, SocketAddr},
+    rc::Rc,
+    sync::Arc,
+    time::Duration,
+};
+
+use futures_util::{
+    FutureExt,
+    stream::{FuturesUnordered, StreamExt},
+};
+use monoio::{net::TcpStream, time::sleep};
+
+use super::{
+    egress::{Egress, Verdict},
+    handshake, tls,
+};
+use crate::{
+    protocol::{
+        answer::Failure,
+        connect::ConnectRequest,
+        opening,
+        target::{Host, Target},
+    },
+    relay::{
+        buffers::Buffer,
+        socket::{Received, Socket},
+    },
+    runtime::{resolver::Resolver, sockets},
+};
+
+/// RFC 8305 section 5: how long one connection attempt has the field for itself.
+const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
+
+/// What a worker needs to dial targets.
+#[derive(Clone, Debug)]
+pub struct Dialler {
+    pub egress: Arc<Egress>,
+    pub resolver: Resolver,
+    pub tls: Arc<rustls::ClientConfig>,
+    pub tcp_keepalive: Duration,
+}
+
+/// A target that has answered 101.
+#[derive(Debug)]
+pub struct Dialled {
+    pub socket: Rc<Socket>,
+    /// What came right behind the answer.
+    pub received: Vec<u8>,
+    pub subprotocol: Option<String>,
+}
+
+impl Dialler {
+    /// Connects to the target of `connect` and performs the opening handshake.
+    ///
+    /// # Errors
+    /// Why there is no session with that target.
+    pub async fn dial(&self, connect: &ConnectRequest) -> Result<Dialled, Failure> {
+        let target = &connect.target;
+        let addresses = self.addresses(target).await?;
+        let tcp = connect_first(in_order(addresses), target.port, self.tcp_keepalive).await.map_err(unreachable)?;
+        let socket = Rc::new(if target.tls {
+            let connection = tls::connection(&self.tls, &target.server_name())
+                .map_err(|error| Failure::TargetUnreachable(format!("TLS: {error}")))?;
+            Socket::handshake(tcp, connection).await.map_err(|error| Failure::TargetUnreachable(tls::explain(&error)))?
+        } else {
+            Socket::plain(tcp)
+        });
+        open(socket, connect).await
+    }
+
+    /// All addresses of the target that may be reached, in the order in which they came.
+    async fn addresses(&self, target: &Target) -> Result<Vec<IpAddr>, Failure> {
+        let forbidden = |_| Failure::TargetNotAllowed;
+        match &target.host {
+            Host::Ip(address) => self.egress.filter(false, vec![*address]).map_err(forbidden),
+            Host::Name(name) => {
+                let allowed = match self.egress.check_name(name) {
+                    Verdict::Refused => return Err(Failure::TargetNotAllowed),
+                    Verdict::Allowed => true,
+                    Verdict::ByAddress => false,
+                };
+                let answer = self.resolver.lookup(name).await;
+                let answer = answer.map_err(|error| Failure::TargetUnreachable(error.to_string()))?;
+                let v6 = answer.v6.into_iter().map(IpAddr::V6);
+                let addresses = v6.chain(answer.v4.into_iter().map(IpAddr::V4)).collect();
+                self.egress.filter(allowed, addresses).map_err(forbidden)
+            }
+        }
+    }
+}
+
+/// RFC 8305 section 4: the families take turns, IPv6 first.
+fn in_order(addresses: Vec<IpAddr>) -> Vec<IpAddr> {
+    let (v6, v4): (Vec<IpAddr>, Vec<IpAddr>) = addresses.into_iter().partition(IpAddr::is_ipv6);
+    let len = v6.len().max(v4.len());
+    (0..len).flat_map(|index| [v6.get(index), v4.get(index)]).flatten().copied().collect()
+}
+
+/// RFC 8305 section 5: attempts begin one after the other, each when the one before has failed or has had its time;
+/// the first connection made is taken, and the other attempts are given up.
+async fn connect_first(addresses: Vec<IpAddr>, port: u16, keepalive: Duration) -> io::Result<TcpStream> {
+    let mut waiting = addresses.into_iter().map(|address| SocketAddr::new(address, port));
+    let mut attempts = FuturesUnordered::new();
+    let mut failure = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
+    loop {
+        match waiting.next() {
+            Some(address) => attempts.push(TcpStream::connect_addr(address)),
+            None if attempts.is_empty() => return Err(failure),
+            None => {}
+        }
+        let mut pace = std::pin::pin!(sleep(ATTEMPT_DELAY).fuse());
+        loop {
+            let last = waiting.len() == 0;
+            let attempt = futures_util::select_biased! {
+                attempt = attempts.next() => attempt,
+                () = pace => if last { continue } else { break },
+            };
+            match attempt {
+                Some(Ok(tcp)) => {
+                    sockets::prepare(&tcp, keepalive);
+                    return Ok(tcp);
+                }
+                Some(Err(error)) => {
+                    failure = error;
+                    if !last {
+                        break;
+                    }
+                }
+                None => return Err(failure),
+            }
+        }
+    }
+}
+
+/// The opening handshake over a connection that stands.
+async fn open(socket: Rc<Socket>, connect: &ConnectRequest) -> Result<Dialled, Failure> {
+    let mut nonce = [0; 16];
+    getrandom::fill(&mut nonce).map_err(|_| Failure::TargetUnreachable("no random numbers to be had".into()))?;
+    let key = opening::key_from(nonce);
+    socket.send_bytes(&handshake::request(connect, &key)).await.map_err(unreachable)?;
+    let mut bytes = Vec::new();
+    loop {
+        socket.readable().await.map_err(unreachable)?;
+        let (received, buffer) = socket.recv(Buffer::take(), 0).await;
+        match received.map_err(unreachable)? {
+            Received::Data(len) => bytes.extend_from_slice(&buffer[..len]),
+            Received::Nothing => continue,
+            Received::End => {
+                return Err(Failure::TargetUnreachable("it closed the connection before its answer".into()));
+            }
+        }
+        drop(buffer);
+        if let Some(accepted) = handshake::answer(&bytes, &key, &connect.subprotocols)? {
+            bytes.drain(..accepted.head_len);
+            return Ok(Dialled { socket, received: bytes, subprotocol: accepted.subprotocol });
+        }
+    }
+}
+
+fn unreachable(error: io::Error) -> Failure {
+    Failure::TargetUnreachable(explain(&error))
+}
+
+/// What a failed connection means, in words.
+pub(super) fn explain(error: &io::Error) -> String {
+    match error.kind() {
+        io::ErrorKind::ConnectionRefused => "connection refused".into(),
+        io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => "it reset the connection".into(),
+        io::ErrorKind::HostUnreachable => "host unreachable".into(),
+        io::ErrorKind::NetworkUnreachable => "network unreachable".into(),
+        io::ErrorKind::TimedOut => "connection timed out".into(),
+        _ => match error.get_ref() {
+            Some(inner) => inner.to_string(),
+            // The bare text of the system's error, without Rust's "(os error 113)".
+            None => error.to_string().split(" (os error").next().unwrap_or_default().to_lowercase(),
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+    use super::*;
+
+    #[test]
+    fn the_families_take_turns() {
+        let parse = |text: &str| text.split(' ').map(|address| address.parse().unwrap()).collect::<Vec<IpAddr>>();
+        assert_eq!(in_order(parse("1.1.1.1 1.1.1.2 1.1.1.3 ::1 ::2")), parse("::1 1.1.1.1 ::2 1.1.1.2 1.1.1.3"));
+    }
+
+    #[test]
+    fn errors_in_words() {
+        assert_eq!(explain(&io::Error::from_raw_os_error(libc::ECONNREFUSED)), "connection refused");
+        assert_eq!(explain(&io::Error::from_raw_os_error(libc::EADDRNOTAVAIL)), "cannot assign requested address");
+        assert_eq!(explain(&io::Error::other("why")), "why");
+    }
+}

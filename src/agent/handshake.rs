@@ -1,0 +1,172 @@
+//! The opening handshake with a target (RFC 6455 section 4.1), as text: the request, and what an answer means.
+//!
+//! Written by hand since header names go out as the client wrote them and in its order.
+use crate::protocol::{answer::Failure, connect::ConnectRequest, opening::accept_for};
+
+/// The largest answer head, in bytes, and its most headers.
+const MAX_HEAD: usize = 64 * 1024;
+const MAX_HEADERS: usize = 100;
+
+/// The target accepts.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Accepted {
+    pub subprotocol: Option<String>,
+    /// Length of the head; what is behind it are frames.
+    pub head_len: usize,
+}
+
+/// The request's bytes. `key` is the value of Sec-WebSocket-Key.
+pub fn request(connect: &ConnectRequest, key: &str) -> Vec<u8> {
+    let mut out = format!(
+        "GET {} HTTP/1.1\r\nHost: {}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Key: {key}\r\n\
+         Sec-WebSocket-Version: 13\r\n",
+        connect.target.path_and_query, connect.host
+    );
+    for (name, value) in &connect.headers {
+        out.push_str(name);
+        out.push_str(": ");
+        out.push_str(value);
+        out.push_str("\r\n");
+    }
+    out.push_str("\r\n");
+    out.into_bytes()
+}
+
+/// Reads the answer in `bytes`; `None` while its head is not whole.
+///
+/// # Errors
+/// The target spoke no HTTP, answered other than 101, or its 101 is not valid for `key` and `subprotocols`.
+pub fn answer(bytes: &[u8], key: &str, subprotocols: &[String]) -> Result<Option<Accepted>, Failure> {
+    let mut at = 0;
+    loop {
+        let mut headers = [httparse::EMPTY_HEADER; MAX_HEADERS];
+        let mut response = httparse::Response::new(&mut headers);
+        let head_len = match response.parse(&bytes[at..]) {
+            Ok(httparse::Status::Complete(len)) => len,
+            Ok(httparse::Status::Partial) if bytes.len() - at >= MAX_HEAD => {
+                return Err(Failure::TargetUnreachable("its answer's head is larger than 64 KiB".into()));
+            }
+            Ok(httparse::Status::Partial) => return Ok(None),
+            Err(httparse::Error::TooManyHeaders) => {
+                return Err(Failure::TargetUnreachable("its answer has more than 100 headers".into()));
+            }
+            Err(_) => return Err(Failure::TargetUnreachable("it did not answer in HTTP/1.1".into())),
+        };
+        at += head_len;
+        match response.code.unwrap_or_default() {
+            101 => {
+                let subprotocol = check(response.headers, key, subprotocols).map_err(Failure::TargetHandshakeInvalid)?;
+                return Ok(Some(Accepted { subprotocol, head_len: at }));
+            }
+            // RFC 9110 section 15.2: other interim answers may come first, and mean nothing here.
+            100..=199 => {}
+            status => return Err(Failure::TargetRejected { status }),
+        }
+    }
+}
+
+/// Section 4.1, what a client must validate of the server's handshake.
+fn check(headers: &[httparse::Header<'_>], key: &str, subprotocols: &[String]) -> Result<Option<String>, String> {
+    let values = |name: &'static str| {
+        let named = headers.iter().filter(move |header| header.name.eq_ignore_ascii_case(name));
+        named.map(|header| String::from_utf8_lossy(header.value).trim().to_owned())
+    };
+    let lists = |name, item: &str| {
+        values(name).any(|value| value.split(',').any(|listed| listed.trim().eq_ignore_ascii_case(item)))
+    };
+    if !lists("upgrade", "websocket") {
+        return Err("Upgrade is not websocket".into());
+    }
+    if !lists("connection", "upgrade") {
+        return Err("Connection is not Upgrade".into());
+    }
+    match &values("sec-websocket-accept").collect::<Vec<_>>()[..] {
+        [] => return Err("Sec-WebSocket-Accept is missing".into()),
+        [accept] if *accept == accept_for(key.as_bytes()) => {}
+        _ => return Err("Sec-WebSocket-Accept does not fit the key".into()),
+    }
+    if values("sec-websocket-extensions").any(|value| !value.is_empty()) {
+        return Err("an extension that was not asked for".into());
+    }
+    match &values("sec-websocket-protocol").collect::<Vec<_>>()[..] {
+        [] => Ok(None),
+        [chosen] if subprotocols.iter().any(|offered| offered == chosen) => Ok(Some(chosen.clone())),
+        [_] => Err("a subprotocol that was not asked for".into()),
+        _ => Err("more than one subprotocol".into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const KEY: &str = "dGhlIHNhbXBsZSBub25jZQ==";
+    const GOOD: &str =
+        "Upgrade: WebSocket\r\nConnection: keep-alive, upgrade\r\nSec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n";
+
+    fn read(head: &str, offered: &[&str]) -> Result<Option<Accepted>, Failure> {
+        let offered: Vec<String> = offered.iter().map(|&name| name.into()).collect();
+        answer(head.as_bytes(), KEY, &offered)
+    }
+
+    #[test]
+    fn a_valid_answer_and_what_is_behind_it() {
+        let head = format!("HTTP/1.1 101 Switching Protocols\r\n{GOOD}Sec-WebSocket-Protocol: b\r\n\r\n");
+        let accepted = read(&format!("{head}\u{1}behind"), &["a", "b"]).unwrap().unwrap();
+        assert_eq!(accepted, Accepted { subprotocol: Some("b".into()), head_len: head.len() });
+        for len in 0..head.len() {
+            assert_eq!(read(&head[..len], &["b"]), Ok(None), "{len} bytes");
+        }
+    }
+
+    #[test]
+    fn interim_answers_are_passed_over() {
+        let interim = "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n";
+        let head = format!("{interim}HTTP/1.1 101 OK\r\n{GOOD}\r\n");
+        assert_eq!(read(&head, &[]).unwrap().unwrap().head_len, head.len());
+        assert_eq!(read(interim, &[]), Ok(None));
+    }
+
+    #[test]
+    fn other_answers() {
+        for status in [200, 301, 401, 403, 404, 426, 500, 599] {
+            let answer = format!("HTTP/1.1 {status} X\r\nLocation: ws://elsewhere/\r\n\r\n");
+            assert_eq!(read(&answer, &[]), Err(Failure::TargetRejected { status }));
+        }
+        for no_http in ["SSH-2.0-OpenSSH_9.2\r\n", "\x15\x03\x01\0\x02\x02\x46", "HTTP/3 101\r\n\r\n"] {
+            assert!(matches!(read(no_http, &[]), Err(Failure::TargetUnreachable(_))), "{no_http:?}");
+        }
+    }
+
+    #[test]
+    fn invalid_handshakes() {
+        for (from, to, expected) in [
+            ("Upgrade: WebSocket", "Upgrade: h2c", "Upgrade is not websocket"),
+            ("Connection: keep-alive, upgrade", "Connection: close", "Connection is not Upgrade"),
+            ("s3pPLMBiTxaQ9kYGzzhZRbK+xOo=", "x", "Sec-WebSocket-Accept does not fit the key"),
+            ("Sec-WebSocket-Accept", "X-Accept", "Sec-WebSocket-Accept is missing"),
+            ("\r\nConnection", "\r\nSec-WebSocket-Extensions: permessage-deflate\r\nConnection", "an extension that was not asked for"),
+            ("\r\nConnection", "\r\nSec-WebSocket-Protocol: c\r\nConnection", "a subprotocol that was not asked for"),
+            (
+                "\r\nConnection",
+                "\r\nSec-WebSocket-Protocol: a\r\nSec-WebSocket-Protocol: b\r\nConnection",
+                "more than one subprotocol",
+            ),
+        ] {
+            let head = format!("HTTP/1.1 101 X\r\n{}\r\n", GOOD.replacen(from, to, 1));
+            assert_eq!(read(&head, &["a", "b"]), Err(Failure::TargetHandshakeInvalid(expected.into())), "{head}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn nothing_panics(bytes in prop::collection::vec(any::<u8>(), 0..300), http in any::<bool>()) {
+            let mut head = if http { b"HTTP/1.1 101 X\r\n".to_vec() } else { Vec::new() };
+            head.extend(bytes);
+            let _ = answer(&head, KEY, &[]);
+        }
+    }
+}

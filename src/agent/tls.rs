@@ -1,0 +1,69 @@
+//! TLS towards `wss://` targets: trusted roots, and what went wrong in words.
+use std::{fmt, io, path::Path, sync::Arc};
+
+use rustls::{ClientConfig, ClientConnection, RootCertStore, pki_types::ServerName};
+use rustls_pki_types::{CertificateDer, pem::PemObject};
+
+/// The configuration of every connection to a `wss://` target: the platform's roots and those of `ca_file`.
+///
+/// # Errors
+/// `ca_file` cannot be read, or holds no certificate that can serve as a root.
+pub fn client_config(ca_file: Option<&Path>) -> io::Result<Arc<ClientConfig>> {
+    let mut roots = RootCertStore::empty();
+    let native = rustls_native_certs::load_native_certs();
+    roots.add_parsable_certificates(native.certs);
+    if roots.is_empty() {
+        let errors: Vec<String> = native.errors.iter().map(ToString::to_string).collect();
+        tracing::warn!("no trusted roots on this system, so wss:// targets need egress.ca_file {}", errors.join(", "));
+    }
+    if let Some(path) = ca_file {
+        add_roots(&mut roots, path)
+            .map_err(|error| io::Error::new(error.kind(), format!("ca_file {}: {error}", path.display())))?;
+    }
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let mut config = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(io::Error::other)?
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    // A server that speaks HTTP/2 too must not choose it.
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    Ok(Arc::new(config))
+}
+
+/// A connection that is to be with `server_name`: a host name, sent as SNI, or an IP address.
+///
+/// # Errors
+/// No certificate can be for such a name.
+pub fn connection(config: &Arc<ClientConfig>, server_name: &str) -> Result<rustls::Connection, rustls::Error> {
+    let name = ServerName::try_from(server_name.to_owned())
+        .map_err(|_| rustls::Error::General(format!("no certificate can be for the name {server_name:?}")))?;
+    Ok(ClientConnection::new(config.clone(), name)?.into())
+}
+
+fn add_roots(roots: &mut RootCertStore, path: &Path) -> io::Result<()> {
+    let invalid = |error: &dyn fmt::Display| io::Error::new(io::ErrorKind::InvalidData, error.to_string());
+    let certificates = CertificateDer::pem_file_iter(path).map_err(|error| match error {
+        rustls_pki_types::pem::Error::Io(error) => error,
+        error => invalid(&error),
+    })?;
+    let before = roots.len();
+    for certificate in certificates {
+        roots.add(certificate.map_err(|error| invalid(&error))?).map_err(|error| invalid(&error))?;
+    }
+    if roots.len() == before {
+        return Err(invalid(&"no certificate in it"));
+    }
+    Ok(())
+}
+
+/// What a failed handshake means, in words that name TLS.
+pub fn explain(error: &io::Error) -> String {
+    let Some(error) = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) else {
+        return match error.kind() {
+            io::ErrorKind::UnexpectedEof => "TLS: the target closed the connection in the handshake".into(),
+            _ => format!("TLS: {}", super::dial::explain(error)),
+        };
+    };
+    format!("TLS: {error}")
+}

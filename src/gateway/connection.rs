@@ -1,0 +1,170 @@
+//! A connection from its accept on: HTTP requests, one after the other, until one of them opens a WebSocket.
+use std::{
+    net::SocketAddr,
+    rc::Rc,
+    time::{Duration, Instant},
+};
+
+use monoio::net::TcpStream;
+
+use super::{
+    http::{HeadReader, Response},
+    routes::{self, Route},
+    session,
+    worker::{Counted, Worker},
+};
+use crate::{
+    protocol::frame::{FrameCounts, Scanner, Stop, Until},
+    relay::{
+        buffers::Buffer,
+        deadline,
+        socket::{Received, Socket},
+        wake::Signal,
+    },
+};
+
+/// How long a peer may take to take something of ours, or to end its connection when we have ended ours.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// The client's connection while a session is being set up.
+pub(super) struct Client {
+    pub socket: Rc<Socket>,
+    /// What was received and not used yet.
+    pub input: Vec<u8>,
+    pub peer: SocketAddr,
+    /// Set when the gateway begins to drain.
+    pub draining: Rc<Signal>,
+}
+
+/// What waiting for more input came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Filled {
+    More,
+    /// The client has ended its side, or the connection failed.
+    Ended,
+    Late,
+    Draining,
+}
+
+/// What a client still does when its session has failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Expected {
+    /// It will answer our Close; until then it may send frames.
+    Close,
+    /// Bytes without a meaning, until it ends its connection.
+    Garbage,
+    /// It has closed already.
+    End,
+}
+
+pub(super) async fn run(worker: Rc<Worker>, tcp: TcpStream, peer: SocketAddr, draining: Rc<Signal>, pending: Counted) {
+    let mut client = Client { socket: Rc::new(Socket::plain(tcp)), input: Vec::new(), peer, draining };
+    if let Some((accept, api_key)) = requests(&worker, &mut client).await {
+        session::set_up(&worker, client, &accept, api_key, pending).await;
+    }
+}
+
+/// Answers requests until one opens a WebSocket.
+async fn requests(worker: &Worker, client: &mut Client) -> Option<(String, Option<String>)> {
+    loop {
+        let deadline = Instant::now() + worker.shared.limits.header_timeout;
+        let mut reader = HeadReader::default();
+        let (answer, keep_alive) = loop {
+            match reader.next(&mut client.input) {
+                Ok(Some(request)) => match routes::route(&worker.shared, &request) {
+                    Route::WebSocket { accept, api_key } => return Some((accept, api_key)),
+                    Route::Answer(answer) => break (answer, request.keep_alive && !worker.draining()),
+                },
+                Ok(None) => {}
+                Err(bad) => break (Response::from(bad), false),
+            }
+            match client.fill(deadline).await {
+                Filled::More => {}
+                // A request that is on its way still gets its answer.
+                Filled::Draining if !client.input.is_empty() => {}
+                Filled::Ended | Filled::Late | Filled::Draining => return None,
+            }
+        };
+        client.send(&answer.to_bytes(keep_alive)).await.ok()?;
+        if !keep_alive {
+            client.farewell(Expected::Garbage).await;
+            return None;
+        }
+    }
+}
+
+impl Client {
+    /// Waits for more input.
+    pub async fn fill(&mut self, deadline: Instant) -> Filled {
+        let readable = self.draining.or(deadline::until(deadline, self.socket.readable()));
+        match readable.await {
+            None => return Filled::Draining,
+            Some(None) => return Filled::Late,
+            Some(Some(_)) => {}
+        }
+        let (received, buffer) = self.socket.recv(Buffer::take(), 0).await;
+        match received {
+            Ok(Received::Data(len)) => {
+                self.input.extend_from_slice(&buffer[..len]);
+                Filled::More
+            }
+            Ok(Received::Nothing) => Filled::More,
+            Ok(Received::End) | Err(_) => Filled::Ended,
+        }
+    }
+
+    /// Sends something short of ours.
+    ///
+    /// # Errors
+    /// The connection failed, or the client did not take it in time.
+    pub async fn send(&self, bytes: &[u8]) -> std::io::Result<()> {
+        deadline::within(&self.socket, PATIENCE, self.socket.send_bytes(bytes)).await
+    }
+
+    /// Says a last word, and closes once the client has done the same.
+    pub async fn finish(mut self, bytes: &[u8], expected: Expected) {
+        if self.send(bytes).await.is_ok() {
+            self.farewell(expected).await;
+        }
+    }
+
+    /// Reads and drops what the client still sends, so that our last word is not lost in a reset, and ends the
+    /// connection: the server side first (RFC 6455 section 7.1.1), as soon as both have closed.
+    async fn farewell(&mut self, expected: Expected) {
+        let deadline = Instant::now() + PATIENCE;
+        let mut scanner = (expected == Expected::Close).then(Scanner::default);
+        loop {
+            let closed = match &mut scanner {
+                Some(scanner) => {
+                    let scanned = scanner.scan(&self.input, Until::InputEnd, &mut FrameCounts::default());
+                    self.input.drain(..scanned.len);
+                    scanned.stop == Stop::Close
+                }
+                None => {
+                    self.input.clear();
+                    expected == Expected::End
+                }
+            };
+            if closed {
+                break;
+            }
+            if !self.more(deadline).await {
+                break;
+            }
+        }
+        self.socket.end_write().await;
+        loop {
+            self.input.clear();
+            if !self.more(deadline).await {
+                return;
+            }
+        }
+    }
+
+    async fn more(&mut self, deadline: Instant) -> bool {
+        match self.fill(deadline).await {
+            Filled::More | Filled::Draining => true,
+            Filled::Ended | Filled::Late => false,
+        }
+    }
+}

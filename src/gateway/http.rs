@@ -1,0 +1,358 @@
+//! HTTP/1.1 of the public listener: reads request heads, writes answers. Nothing here knows what a path means.
+//!
+//! Written over httparse, since `/ws` needs header names and their order as they came, and the bytes behind the head.
+use std::time::SystemTime;
+
+use serde_json::json;
+
+use crate::protocol::opening;
+
+/// The longest request line, in bytes.
+const MAX_REQUEST_LINE: usize = 16 * 1024;
+/// The longest request head, in bytes, and its most headers.
+pub const MAX_HEAD: usize = 64 * 1024;
+const MAX_HEADERS: usize = 100;
+
+/// A request head.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Request {
+    pub method: String,
+    pub path: String,
+    pub query: Option<String>,
+    headers: Vec<(String, Vec<u8>)>,
+    /// The connection may carry another request behind the answer to this one.
+    pub keep_alive: bool,
+    http_1_0: bool,
+}
+
+/// A request that is answered with an error, without anybody looking at what it asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BadRequest {
+    /// 400, with the reason.
+    Broken(&'static str),
+    /// 414.
+    LineTooLong,
+    /// 431.
+    HeadTooLarge,
+}
+
+/// Finds the head's end as bytes come in, and parses it once it is whole.
+#[derive(Debug, Default)]
+pub struct HeadReader {
+    /// Before this there is no end.
+    searched: usize,
+    /// When to look again whether this can become a request at all.
+    next_look: usize,
+}
+
+impl HeadReader {
+    /// Takes a whole head from the front of `input`; `None` while it is not whole.
+    ///
+    /// # Errors
+    /// What is there is no request, or too large a one.
+    pub fn next(&mut self, input: &mut Vec<u8>) -> Result<Option<Request>, BadRequest> {
+        // RFC 9112 section 2.2: an empty line in front of a request line is to be ignored.
+        let empty = input.iter().take_while(|byte| matches!(byte, b'\r' | b'\n')).count();
+        if empty > 0 && self.searched == 0 {
+            input.drain(..empty);
+        }
+        let Some(end) = self.find_end(input) else {
+            check_line(input)?;
+            if input.len() >= MAX_HEAD {
+                return Err(BadRequest::HeadTooLarge);
+            }
+            // Garbage is refused when it comes, not when its time is over. Looked at when the input has doubled, so
+            // that a head that comes byte by byte costs no more than twice its length.
+            if input.len() >= self.next_look {
+                self.next_look = input.len() * 2;
+                parse(input)?;
+            }
+            return Ok(None);
+        };
+        check_line(&input[..end])?;
+        if end > MAX_HEAD {
+            return Err(BadRequest::HeadTooLarge);
+        }
+        let request = parse(&input[..end])?;
+        input.drain(..end);
+        *self = Self::default();
+        Ok(request)
+    }
+
+    fn find_end(&mut self, input: &[u8]) -> Option<usize> {
+        // The terminator may straddle two reads.
+        let from = self.searched.saturating_sub(3);
+        self.searched = input.len();
+        let line_ends = input[from..].iter().enumerate().filter(|(_, byte)| **byte == b'\n');
+        line_ends.map(|(at, _)| from + at).find_map(|at| match &input[at + 1..] {
+            [b'\n', ..] => Some(at + 2),
+            [b'\r', b'\n', ..] => Some(at + 3),
+            _ => None,
+        })
+    }
+}
+
+fn check_line(head: &[u8]) -> Result<(), BadRequest> {
+    let line = head.iter().take(MAX_REQUEST_LINE + 1).position(|byte| *byte == b'\n');
+    if line.is_none() && head.len() > MAX_REQUEST_LINE { Err(BadRequest::LineTooLong) } else { Ok(()) }
+}
+
+fn parse(head: &[u8]) -> Result<Option<Request>, BadRequest> {
+    let mut headers = [httparse::EMPTY_HEADER; MAX_HEADERS];
+    let mut parsed = httparse::Request::new(&mut headers);
+    match parsed.parse(head) {
+        Ok(httparse::Status::Complete(_)) => {}
+        Ok(httparse::Status::Partial) => return Ok(None),
+        Err(httparse::Error::TooManyHeaders) => return Err(BadRequest::HeadTooLarge),
+        Err(_) => return Err(BadRequest::Broken("not an HTTP/1.1 request")),
+    }
+    let target = parsed.path.unwrap_or_default();
+    if !target.starts_with('/') {
+        return Err(BadRequest::Broken("the request target must be a path"));
+    }
+    let (path, query) = match target.split_once('?') {
+        Some((path, query)) => (path, Some(query)),
+        None => (target, None),
+    };
+    let headers = parsed.headers.iter().map(|header| (header.name.to_owned(), header.value.to_vec()));
+    let mut request = Request {
+        method: parsed.method.unwrap_or_default().to_owned(),
+        path: path.to_owned(),
+        query: query.map(str::to_owned),
+        headers: headers.collect(),
+        keep_alive: false,
+        http_1_0: parsed.version == Some(0),
+    };
+    match request.all("host").count() {
+        1 => {}
+        0 if request.http_1_0 => {}
+        // RFC 9112 section 3.2.
+        0 => return Err(BadRequest::Broken("the Host header is missing")),
+        _ => return Err(BadRequest::Broken("more than one Host header")),
+    }
+    let chunked = request.has("transfer-encoding");
+    let lengths: Vec<&[u8]> = request.all("content-length").collect();
+    let has_body = match lengths[..] {
+        [] => chunked,
+        // RFC 9112 section 6.3: such requests are how smuggling is done.
+        _ if chunked => return Err(BadRequest::Broken("both Content-Length and Transfer-Encoding")),
+        [length] if !length.is_empty() && length.iter().all(u8::is_ascii_digit) => length.iter().any(|digit| *digit != b'0'),
+        _ => return Err(BadRequest::Broken("Content-Length is not a number")),
+    };
+    // Nothing here takes a body: what would be one is not read, so the connection cannot go on behind it.
+    request.keep_alive = !request.http_1_0 && !request.lists("connection", "close") && !has_body;
+    Ok(Some(request))
+}
+
+impl Request {
+    /// The value of a header as text; `None` if it is not there, or not ASCII or UTF-8. The first, if there are many.
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.all(name).next().and_then(|value| std::str::from_utf8(value).ok())
+    }
+
+    pub fn has(&self, name: &str) -> bool {
+        self.all(name).next().is_some()
+    }
+
+    /// Whether a header that holds a comma list has this item, in any case.
+    pub fn lists(&self, name: &str, item: &str) -> bool {
+        self.all(name)
+            .filter_map(|value| std::str::from_utf8(value).ok())
+            .flat_map(|value| value.split(','))
+            .any(|value| value.trim().eq_ignore_ascii_case(item))
+    }
+
+    /// RFC 6455 section 4.2.1: whether this asks for a WebSocket.
+    pub fn wants_websocket(&self) -> bool {
+        self.lists("upgrade", "websocket") && self.lists("connection", "upgrade") && !self.http_1_0
+    }
+
+    /// The value of Sec-WebSocket-Accept for this request's key.
+    ///
+    /// # Errors
+    /// The key is missing, there are many, or it is not 16 bytes in base64.
+    pub fn websocket_accept(&self) -> Result<String, BadRequest> {
+        let mut keys = self.all("sec-websocket-key");
+        match (keys.next(), keys.next()) {
+            (Some(key), None) if opening::is_key(key) => Ok(opening::accept_for(key)),
+            (None, _) => Err(BadRequest::Broken("the Sec-WebSocket-Key header is missing")),
+            _ => Err(BadRequest::Broken("Sec-WebSocket-Key is not one value of 16 bytes in base64")),
+        }
+    }
+
+    fn all<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a [u8]> {
+        self.headers.iter().filter(move |(header, _)| header.eq_ignore_ascii_case(name)).map(|(_, value)| &value[..])
+    }
+}
+
+/// An answer with a JSON body.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Response {
+    status: u16,
+    headers: Vec<(&'static str, String)>,
+    body: String,
+}
+
+impl Response {
+    pub fn json(status: u16, body: String) -> Self {
+        Self { status, headers: Vec::new(), body }
+    }
+
+    /// An error, in the shape that all errors of the gateway have.
+    pub fn error(status: u16, code: &str, message: &str) -> Self {
+        Self::json(status, json!({"type": "error", "message": message, "code": code}).to_string())
+    }
+
+    pub fn with(mut self, name: &'static str, value: impl Into<String>) -> Self {
+        self.headers.push((name, value.into()));
+        self
+    }
+
+    pub fn to_bytes(&self, keep_alive: bool) -> Vec<u8> {
+        let mut out = format!(
+            "HTTP/1.1 {} {}\r\nDate: {}\r\nContent-Type: application/json\r\nContent-Length: {}\r\nCache-Control: no-store\r\n",
+            self.status,
+            reason(self.status),
+            httpdate::fmt_http_date(SystemTime::now()),
+            self.body.len()
+        );
+        for (name, value) in &self.headers {
+            out.push_str(&format!("{name}: {value}\r\n"));
+        }
+        out.push_str(if keep_alive { "\r\n" } else { "Connection: close\r\n\r\n" });
+        out.push_str(&self.body);
+        out.into_bytes()
+    }
+}
+
+impl From<BadRequest> for Response {
+    fn from(bad: BadRequest) -> Self {
+        match bad {
+            BadRequest::Broken(reason) => Self::error(400, "invalid_request", &format!("Bad request: {reason}")),
+            BadRequest::LineTooLong => Self::error(414, "uri_too_long", "The request line is longer than 16 KiB"),
+            BadRequest::HeadTooLarge => Self::error(
+                431,
+                "head_too_large",
+                "The request head is larger than 64 KiB, or has more than 100 headers",
+            ),
+        }
+    }
+}
+
+/// The answer to a WebSocket opening handshake (RFC 6455 section 4.2.2): no extension, no subprotocol.
+pub fn switching_protocols(accept: &str) -> Vec<u8> {
+    format!(
+        "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: {accept}\r\n\r\n"
+    )
+    .into_bytes()
+}
+
+const fn reason(status: u16) -> &'static str {
+    match status {
+        200 => "OK",
+        400 => "Bad Request",
+        404 => "Not Found",
+        405 => "Method Not Allowed",
+        414 => "URI Too Long",
+        426 => "Upgrade Required",
+        431 => "Request Header Fields Too Large",
+        501 => "Not Implemented",
+        503 => "Service Unavailable",
+        _ => "Unknown",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn read(bytes: &[u8]) -> Result<Option<Request>, BadRequest> {
+        HeadReader::default().next(&mut bytes.to_vec())
+    }
+
+    #[test]
+    fn a_head_comes_whole_whatever_the_pieces() {
+        let head = b"GET /ws?a=b HTTP/1.1\r\nHost: h\r\nX-Y: z\r\n\r\n";
+        let whole = read(head).unwrap().unwrap();
+        assert_eq!((&whole.path[..], whole.query.as_deref(), whole.header("x-y")), ("/ws", Some("a=b"), Some("z")));
+        let mut reader = HeadReader::default();
+        let mut input = b"\r\n".to_vec();
+        for (at, byte) in head.iter().enumerate() {
+            input.push(*byte);
+            let request = reader.next(&mut input).unwrap();
+            assert_eq!(request.is_some(), at + 1 == head.len(), "byte {at}");
+            if let Some(request) = request {
+                assert_eq!(request, whole);
+            }
+        }
+        assert!(input.is_empty());
+    }
+
+    #[test]
+    fn what_follows_stays() {
+        let mut input = b"GET / HTTP/1.1\nHost: h\n\nGET /next HTTP/1.1\r\nHost: h\r\n\r\n\x81".to_vec();
+        let mut reader = HeadReader::default();
+        assert_eq!(reader.next(&mut input).unwrap().unwrap().path, "/");
+        assert_eq!(reader.next(&mut input).unwrap().unwrap().path, "/next");
+        assert_eq!(input, b"\x81");
+    }
+
+    #[test]
+    fn broken_requests() {
+        let many: String = (0..101).map(|number| format!("H{number}: v\r\n")).collect();
+        for (head, expected) in [
+            ("\x16\x03\x01\x02\x00\x01\x00".to_owned(), BadRequest::Broken("not an HTTP/1.1 request")),
+            ("GET /\r\n\r\n".into(), BadRequest::Broken("not an HTTP/1.1 request")),
+            ("GET / HTTP/1.1\r\nno colon\r\n\r\n".into(), BadRequest::Broken("not an HTTP/1.1 request")),
+            ("GET / HTTP/1.1\r\n\r\n".into(), BadRequest::Broken("the Host header is missing")),
+            ("GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n".into(), BadRequest::Broken("more than one Host header")),
+            ("GET http://h/ HTTP/1.1\r\nHost: h\r\n\r\n".into(), BadRequest::Broken("the request target must be a path")),
+            (
+                "GET / HTTP/1.1\r\nHost: h\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n".into(),
+                BadRequest::Broken("both Content-Length and Transfer-Encoding"),
+            ),
+            (
+                "GET / HTTP/1.1\r\nHost: h\r\nContent-Length: +1\r\n\r\n".into(),
+                BadRequest::Broken("Content-Length is not a number"),
+            ),
+            (format!("GET /{} HTTP/1.1\r\nHost: h\r\n\r\n", "x".repeat(16 * 1024)), BadRequest::LineTooLong),
+            (format!("GET /{}", "x".repeat(16 * 1024)), BadRequest::LineTooLong),
+            (format!("GET / HTTP/1.1\r\nHost: h\r\nX: {}", "x".repeat(64 * 1024)), BadRequest::HeadTooLarge),
+            (format!("GET / HTTP/1.1\r\nHost: h\r\nX: {}\r\n\r\n", "x".repeat(64 * 1024)), BadRequest::HeadTooLarge),
+            (format!("GET / HTTP/1.1\r\nHost: h\r\n{many}\r\n"), BadRequest::HeadTooLarge),
+        ] {
+            assert_eq!(read(head.as_bytes()).unwrap_err(), expected, "{:.60}", head);
+        }
+    }
+
+    #[test]
+    fn a_body_ends_keep_alive() {
+        for (headers, keep_alive) in [
+            ("", true),
+            ("Content-Length: 0\r\n", true),
+            ("Content-Length: 5\r\n", false),
+            ("Transfer-Encoding: chunked\r\n", false),
+            ("Connection: x, Close\r\n", false),
+        ] {
+            let request = read(format!("POST / HTTP/1.1\r\nHost: h\r\n{headers}\r\n").as_bytes()).unwrap().unwrap();
+            assert_eq!(request.keep_alive, keep_alive, "{headers}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn nothing_panics(chunks in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..50), 0..20)) {
+            let mut reader = HeadReader::default();
+            let mut input = Vec::new();
+            for chunk in chunks {
+                input.extend(chunk);
+                if reader.next(&mut input).is_err() {
+                    break;
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,83 @@
+//! What the paths of the public listener mean.
+use std::sync::atomic::Ordering;
+
+use serde::Serialize;
+
+use super::{
+    Shared,
+    http::{Request, Response},
+};
+
+/// What a request leads to.
+#[derive(Debug)]
+pub(super) enum Route {
+    Answer(Response),
+    /// The client protocol begins, once this Sec-WebSocket-Accept has been sent.
+    WebSocket { accept: String, api_key: Option<String> },
+}
+
+#[derive(Serialize)]
+struct Docs<'a> {
+    r#type: &'static str,
+    status: u16,
+    node_id: &'a str,
+    message: String,
+}
+
+pub(super) fn route(shared: &Shared, request: &Request) -> Route {
+    let known = matches!(request.path.as_str(), "/ws" | "/ws/" | "/ws/docs" | "/healthz");
+    if known && request.method != "GET" {
+        let answer = Response::error(405, "method_not_allowed", "Only GET is allowed here").with("Allow", "GET");
+        return Route::Answer(answer);
+    }
+    match request.path.as_str() {
+        "/ws" | "/ws/" => websocket(shared, request),
+        "/ws/docs" => Route::Answer(docs(shared, request)),
+        "/healthz" => Route::Answer(Response::json(200, r#"{"ok":true}"#.into())),
+        _ => Route::Answer(Response::error(404, "not_found", "There is nothing here; see /ws/docs")),
+    }
+}
+
+fn websocket(shared: &Shared, request: &Request) -> Route {
+    let query = request.query.as_deref().unwrap_or_default();
+    if url::form_urlencoded::parse(query.as_bytes()).any(|(name, _)| name == "url") {
+        let message = "/ws?url= is not built in this version; connect to /ws and send a connect message";
+        return Route::Answer(Response::error(501, "not_implemented", message));
+    }
+    if !request.wants_websocket() {
+        let message = "This is a WebSocket endpoint; see /ws/docs";
+        return Route::Answer(Response::error(426, "upgrade_required", message).with("Upgrade", "websocket"));
+    }
+    // RFC 6455 section 4.4.
+    if request.header("sec-websocket-version") != Some("13") {
+        let answer = Response::error(426, "unsupported_version", "Only WebSocket version 13 is spoken here");
+        return Route::Answer(answer.with("Upgrade", "websocket").with("Sec-WebSocket-Version", "13"));
+    }
+    let accept = match request.websocket_accept() {
+        Ok(accept) => accept,
+        Err(bad) => return Route::Answer(bad.into()),
+    };
+    if shared.draining.load(Ordering::Relaxed) {
+        let answer = Response::error(503, "draining", "This gateway is shutting down");
+        return Route::Answer(answer.with("Retry-After", "1"));
+    }
+    if shared.sessions.load(Ordering::Relaxed) >= shared.limits.max_sessions {
+        let answer = Response::error(503, "overloaded", "This gateway has as many sessions as it takes");
+        return Route::Answer(answer.with("Retry-After", "1"));
+    }
+    Route::WebSocket { accept, api_key: request.header("x-api-key").map(str::to_owned) }
+}
+
+fn docs(shared: &Shared, request: &Request) -> Response {
+    let base = match &shared.public_url {
+        Some(url) => url.trim_end_matches('/').to_owned(),
+        None => format!("ws://{}", request.header("host").unwrap_or_default()),
+    };
+    let docs = Docs {
+        r#type: "connected",
+        status: 101,
+        node_id: &shared.node_id,
+        message: format!("This is a documentation endpoint. Connect via WebSocket at {base}/ws"),
+    };
+    Response::json(200, serde_json::to_string(&docs).unwrap_or_default())
+}

@@ -1,0 +1,247 @@
+//! A session's set-up: from the 101 through the connect message, the key and the dial to the relay.
+//!
+//! Ends where the relay begins: this future is large (buffers, JSON, the dial's own state), so it hands a small struct
+//! to a fresh task and goes.
+use std::{
+    os::fd::AsFd,
+    pin::pin,
+    rc::Rc,
+    time::{Duration, Instant, SystemTime},
+};
+
+use futures_util::future::{Either, select};
+
+use super::{
+    connection::{Client, Expected, Filled},
+    keys::SessionOfKey,
+    worker::{Counted, Worker},
+};
+use crate::{
+    agent::dial::Dialled,
+    gateway::http,
+    protocol::{
+        answer::{self, Failure},
+        close::Close,
+        connect::{self, ConnectError, ConnectRequest},
+        frame::{self, Opcode},
+        setup::{Event, Held, Setup, Watch},
+    },
+    relay::{
+        self, Connected,
+        buffers::Buffer,
+        deadline,
+        socket::{Received, Socket},
+        wake::Signal,
+    },
+    runtime::sys,
+};
+
+/// How often a client that is not being read from is looked at for a reset.
+const BLIND_LOOK: Duration = Duration::from_millis(250);
+
+/// How a set-up ends other than in a session.
+enum End {
+    /// The client is gone, so there is nobody to tell.
+    Gone,
+    /// The client closes, and its Close is answered with this payload.
+    Answer(Vec<u8>),
+    /// A Close of ours without a message in front of it.
+    Close(Close),
+    /// The same, for a client whose bytes cannot be read as frames any more.
+    Broken,
+    /// An error message, and its Close.
+    Failure(Failure),
+}
+
+/// A session that may begin, as soon as its target has answered.
+struct Admitted {
+    request: ConnectRequest,
+    of_key: SessionOfKey,
+    counted: Counted,
+}
+
+pub(super) async fn set_up(
+    worker: &Rc<Worker>,
+    mut client: Client,
+    accept: &str,
+    api_key: Option<String>,
+    pending: Counted,
+) {
+    if client.send(&http::switching_protocols(accept)).await.is_err() {
+        return;
+    }
+    let admitted = match connect_message(worker, &mut client).await {
+        Ok(mut message) => admit(worker, &mut message, api_key.as_deref()),
+        Err(end) => Err(end),
+    };
+    let admitted = match admitted {
+        Ok(admitted) => admitted,
+        Err(end) => return end.say(client).await,
+    };
+    drop(pending);
+    match dial(worker, &mut client, &admitted.request).await {
+        Ok((dialled, held)) => begin(worker, client, admitted, dialled, held).await,
+        Err(end) => end.say(client).await,
+    }
+}
+
+/// Waits for the connect message, as a strict WebSocket server.
+async fn connect_message(worker: &Worker, client: &mut Client) -> Result<Vec<u8>, End> {
+    let deadline = Instant::now() + worker.shared.limits.connect_timeout;
+    let mut setup = Setup::default();
+    loop {
+        match setup.next(&mut client.input) {
+            Event::Message(message) => return Ok(message),
+            Event::Ping(payload) => {
+                let mut pong = Vec::with_capacity(payload.len() + 2);
+                frame::write(&mut pong, Opcode::PONG, None, &payload);
+                client.send(&pong).await.map_err(|_| End::Gone)?;
+                if Instant::now() < deadline {
+                    continue;
+                }
+                return Err(End::Close(Close::CONNECT_TIMEOUT));
+            }
+            Event::Close(body) => return Err(End::Answer(body.answer())),
+            Event::Binary => return Err(unusable(&ConnectError::Binary)),
+            Event::TooLarge => return Err(unusable(&ConnectError::TooLarge)),
+            Event::Broken(why) => {
+                tracing::debug!(client = %client.peer, "a client broke the WebSocket protocol: {why}");
+                return Err(End::Broken);
+            }
+            Event::Incomplete => {}
+        }
+        match client.fill(deadline).await {
+            Filled::More => {}
+            Filled::Ended => return Err(End::Gone),
+            Filled::Late => return Err(End::Close(Close::CONNECT_TIMEOUT)),
+            Filled::Draining => return Err(End::Close(Close::RESTART_CLIENT)),
+        }
+    }
+}
+
+/// The checks of a connect message, in their order: JSON, key, fields, sessions of the key, bucket.
+fn admit(worker: &Worker, message: &mut [u8], header_key: Option<&str>) -> Result<Admitted, End> {
+    let shared = &worker.shared;
+    let message = connect::parse(message).map_err(|error| unusable(&error))?;
+    let key = shared.keys.authenticate(message.key(header_key), SystemTime::now()).map_err(End::Failure)?;
+    let request = message.validate().map_err(|error| unusable(&error))?;
+    // The limit is kept at the upgrade, where a client can be told to come back; a few may pass it together.
+    let counted = Counted::new(shared, |shared| &shared.sessions, usize::MAX).ok_or(End::Gone)?;
+    let of_key = shared.keys.admit(&key, Instant::now()).map_err(End::Failure)?;
+    Ok(Admitted { request, of_key, counted })
+}
+
+/// Dials the target while the client's frames are held. The client may make the dial pointless.
+async fn dial(worker: &Worker, client: &mut Client, request: &ConnectRequest) -> Result<(Dialled, Held), End> {
+    let Some((agent, dialler)) = &worker.shared.agent else { return Err(End::Failure(Failure::NoAgent)) };
+    if !request.selection.matches(&agent.slug, &agent.country) {
+        return Err(End::Failure(Failure::NoAgent));
+    }
+    let mut held = Held::new(std::mem::take(&mut client.input));
+    let stop = Signal::default();
+    let deadline = Instant::now() + worker.shared.limits.target_timeout;
+    let dialled = {
+        let dial = pin!(client.draining.or(deadline::until(deadline, dialler.dial(request))));
+        let watch = pin!(watch(&client.socket, &mut held, &stop));
+        match select(dial, watch).await {
+            Either::Left((dialled, watch)) => {
+                // The watch may be receiving just now, which must come to its end.
+                stop.set();
+                watch.await.map(|()| dialled)
+            }
+            Either::Right((Ok(()), dial)) => Ok(dial.await),
+            Either::Right((Err(end), _)) => Err(end),
+        }
+    };
+    match dialled {
+        Ok(Some(Some(Ok(dialled)))) => Ok((dialled, held)),
+        other => {
+            client.input = held.into_bytes();
+            Err(match other {
+                Ok(Some(Some(Err(failure)))) => End::Failure(failure),
+                Ok(Some(None)) => End::Failure(Failure::TargetTimeout),
+                Err(end) => end,
+                _ => End::Close(Close::RESTART_CLIENT),
+            })
+        }
+    }
+}
+
+/// Keeps what the client sends until stopped. Ends early when the client makes the dial pointless.
+async fn watch(socket: &Socket, held: &mut Held, stop: &Signal) -> Result<(), End> {
+    loop {
+        match held.watch() {
+            Watch::On => {}
+            Watch::Closed(Some(body)) => return Err(End::Answer(body.answer())),
+            Watch::Closed(None) => return Err(End::Broken),
+            // Not reading, a reset is all that can be noticed.
+            Watch::Blind => loop {
+                if stop.or(monoio::time::sleep(BLIND_LOOK)).await.is_none() {
+                    return Ok(());
+                }
+                if sys::is_closed(socket.as_fd()) {
+                    return Err(End::Gone);
+                }
+            },
+        }
+        if stop.or(socket.readable()).await.is_none() {
+            return Ok(());
+        }
+        let (received, buffer) = socket.recv(Buffer::take(), 0).await;
+        match received {
+            Ok(Received::Data(len)) => held.push(&buffer[..len]),
+            Ok(Received::Nothing) => {}
+            Ok(Received::End) | Err(_) => return Err(End::Gone),
+        }
+    }
+}
+
+/// Tells the client, and hands the session to the relay.
+async fn begin(worker: &Rc<Worker>, client: Client, admitted: Admitted, dialled: Dialled, held: Held) {
+    let Some((agent, _)) = &worker.shared.agent else { return };
+    let message = answer::connected(&agent.node_id, dialled.subprotocol.as_deref());
+    if client.send(&message).await.is_err() {
+        return;
+    }
+    let Admitted { request, of_key, counted } = admitted;
+    let connected = Connected {
+        client: client.socket,
+        target: dialled.socket,
+        from_client: held.into_bytes(),
+        from_target: dialled.received,
+        idle_timeout: request.idle_timeout,
+    };
+    let peer = client.peer;
+    let upstream = request.target.host_and_port();
+    let relayed = worker.clone();
+    worker.spawn(move |_| async move {
+        let summary = relay::run(connected, &relayed.registry).await;
+        tracing::debug!(key = of_key.id(), client = %peer, upstream, ?summary, "session ended");
+        drop((of_key, counted));
+    });
+}
+
+fn unusable(error: &ConnectError) -> End {
+    End::Failure(Failure::InvalidConnectMessage(error.to_string()))
+}
+
+impl End {
+    /// Says to the client what there is to say, and closes.
+    async fn say(self, client: Client) {
+        match self {
+            Self::Gone => {}
+            Self::Answer(payload) => {
+                let mut bytes = Vec::new();
+                frame::write(&mut bytes, Opcode::CLOSE, None, &payload);
+                client.finish(&bytes, Expected::End).await;
+            }
+            Self::Close(close) => client.finish(&close.to_bytes(None), Expected::Close).await,
+            Self::Broken => client.finish(&Close::PROTOCOL_ERROR.to_bytes(None), Expected::Garbage).await,
+            Self::Failure(failure) => {
+                tracing::debug!(client = %client.peer, code = failure.code(), "session refused: {}", failure.message());
+                client.finish(&failure.to_frames(), Expected::Close).await;
+            }
+        }
+    }
+}
+

@@ -1,0 +1,161 @@
+//! One worker thread: accepts connections on its own listeners, runs them, and ends them when the gateway drains.
+use std::{
+    cell::RefCell,
+    io,
+    net::{SocketAddr, TcpListener as StdListener},
+    panic::AssertUnwindSafe,
+    rc::{Rc, Weak},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use futures_channel::mpsc::UnboundedReceiver;
+use futures_util::{FutureExt, StreamExt};
+use monoio::net::{TcpListener, TcpStream};
+
+use super::{Shared, connection, http::Response};
+use crate::{
+    relay::{Registry, deadline, wake::Signal},
+    runtime::{sockets, threads::Command},
+};
+
+/// How long accepting rests when the process has no file descriptors or memory left. Trying again at once would fail
+/// at once, and keep the thread from the sessions it has.
+const ACCEPT_REST: Duration = Duration::from_millis(100);
+
+/// What the tasks of one worker share.
+pub(super) struct Worker {
+    pub shared: Arc<Shared>,
+    pub registry: Registry,
+    /// Connections and sessions of this worker, as long as they are not closed.
+    live: RefCell<Vec<Weak<Signal>>>,
+    idle: Signal,
+}
+
+/// One that is counted in the whole process until it is dropped.
+pub(super) struct Counted {
+    shared: Arc<Shared>,
+    counter: fn(&Shared) -> &AtomicUsize,
+}
+
+impl Counted {
+    /// `None`: there are `limit` already.
+    pub fn new(shared: &Arc<Shared>, counter: fn(&Shared) -> &AtomicUsize, limit: usize) -> Option<Self> {
+        let below = |count: usize| (count < limit).then_some(count + 1);
+        counter(shared).try_update(Ordering::Relaxed, Ordering::Relaxed, below).ok()?;
+        Some(Self { shared: shared.clone(), counter })
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        (self.counter)(&self.shared).fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Runs a worker until the gateway has drained.
+pub(super) async fn run(
+    shared: Arc<Shared>,
+    listeners: Vec<StdListener>,
+    mut commands: UnboundedReceiver<Command>,
+) -> io::Result<()> {
+    let worker =
+        Rc::new(Worker { shared, registry: Registry::default(), live: RefCell::default(), idle: Signal::default() });
+    for listener in listeners {
+        let worker = worker.clone();
+        let listener = sockets::listener(listener)?;
+        monoio::spawn(async move { worker.accept(listener).await });
+    }
+    let watcher = worker.clone();
+    monoio::spawn(async move { watcher.registry.watch().await });
+    match commands.next().await {
+        Some(Command::Drain { window_end }) => worker.drain(window_end).await,
+        None => {}
+    }
+    Ok(())
+}
+
+impl Worker {
+    pub fn draining(&self) -> bool {
+        self.shared.draining.load(Ordering::Relaxed)
+    }
+
+    /// Runs a task that counts as live until it ends. The signal is set when the gateway begins to drain.
+    pub fn spawn<F, R>(self: &Rc<Self>, run: F)
+    where
+        F: FnOnce(Rc<Signal>) -> R,
+        R: Future<Output = ()> + 'static,
+    {
+        let signal = Rc::new(Signal::default());
+        {
+            let mut live = self.live.borrow_mut();
+            if live.len() == live.capacity() {
+                live.retain(|task| task.strong_count() > 0);
+            }
+            live.push(Rc::downgrade(&signal));
+        }
+        let task = AssertUnwindSafe(run(signal.clone())).catch_unwind();
+        let worker = self.clone();
+        monoio::spawn(async move {
+            if task.await.is_err() {
+                tracing::error!("a connection failed: its task panicked");
+            }
+            drop(signal);
+            if worker.draining() {
+                worker.idle.set();
+            }
+        });
+    }
+
+    async fn accept(self: Rc<Self>, listener: TcpListener) {
+        let mut resting = false;
+        loop {
+            match listener.accept().await {
+                Ok((tcp, peer)) => {
+                    resting = false;
+                    self.take(tcp, peer);
+                }
+                Err(error) => {
+                    // A connection that was gone before it was accepted (ECONNABORTED and the like) is no reason.
+                    if matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM)) {
+                        if !resting {
+                            tracing::error!("cannot accept connections: {error}; trying again every {ACCEPT_REST:?}");
+                        }
+                        resting = true;
+                        monoio::time::sleep(ACCEPT_REST).await;
+                    }
+                }
+            }
+        }
+    }
+
+    fn take(self: &Rc<Self>, tcp: TcpStream, peer: SocketAddr) {
+        let Some(pending) = Counted::new(&self.shared, |shared| &shared.pending, self.shared.limits.max_pending) else {
+            return refuse(&tcp);
+        };
+        sockets::prepare(&tcp, self.shared.limits.tcp_keepalive);
+        let worker = self.clone();
+        self.spawn(move |draining| connection::run(worker, tcp, peer, draining, pending));
+    }
+
+    async fn drain(&self, window_end: Instant) {
+        self.registry.close_all(window_end);
+        let tasks: Vec<_> = self.live.borrow().iter().filter_map(Weak::upgrade).collect();
+        tasks.iter().for_each(|task| task.set());
+        drop(tasks);
+        while self.live.borrow().iter().any(|task| task.strong_count() > 0) {
+            if deadline::until(window_end, self.idle.wait()).await.is_none() {
+                return;
+            }
+        }
+    }
+}
+
+/// More connections are waiting to become sessions than the gateway takes: says so, as far as that needs no waiting.
+fn refuse(tcp: &TcpStream) {
+    let answer = Response::error(503, "overloaded", "Too many connections are being set up").with("Retry-After", "1");
+    sockets::send_now(tcp, &answer.to_bytes(false));
+}

@@ -1,0 +1,172 @@
+//! One TCP connection of a session, plain or TLS, read and written at the same time by two tasks.
+//!
+//! Waiting is apart from receiving: [`Socket::readable`] owns no buffer and may be dropped at any time, while a
+//! receive or a send, once begun, must be awaited to its end, since the kernel owns the buffer until then.
+#![allow(unsafe_code)] // one connection is driven from two tasks of one thread, as monoio's own split halves do it
+use std::{
+    cell::UnsafeCell,
+    io,
+    net::Shutdown,
+    ops::Range,
+    os::fd::{AsFd, AsRawFd, BorrowedFd},
+    time::Duration,
+};
+
+use monoio::{
+    buf::{IoBuf, IoBufMut},
+    io::{AsyncReadRent, AsyncWriteRent},
+    net::TcpStream,
+};
+use socket2::SockRef;
+
+use super::{buffers::Buffer, tls::Tls};
+use crate::{protocol::session::Progress, runtime::sys};
+
+/// What one receive brought.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Received {
+    /// So many bytes, never 0.
+    Data(usize),
+    /// TLS only: what came was no application data, or not a whole record.
+    Nothing,
+    /// The peer has ended its side, with or without close_notify.
+    End,
+}
+
+#[derive(Debug)]
+pub struct Socket {
+    tcp: UnsafeCell<TcpStream>,
+    tls: Option<Tls>,
+}
+
+impl Socket {
+    pub fn plain(tcp: TcpStream) -> Self {
+        Self { tcp: UnsafeCell::new(tcp), tls: None }
+    }
+
+    /// Performs the TLS handshake over `tcp`.
+    ///
+    /// # Errors
+    /// The connection failed or ended, or the peer was refused: then the error's inner error is a `rustls::Error`.
+    pub async fn handshake(tcp: TcpStream, connection: rustls::Connection) -> io::Result<Self> {
+        let socket = Self { tcp: UnsafeCell::new(tcp), tls: Some(Tls::new(connection)) };
+        if let Some(tls) = &socket.tls {
+            tls.handshake(&socket).await?;
+        }
+        Ok(socket)
+    }
+
+    /// Waits until a receive will not wait. May be dropped: nothing is read.
+    ///
+    /// # Errors
+    /// The wait itself failed; a receive then tells why.
+    pub async fn readable(&self) -> io::Result<()> {
+        if self.tls.as_ref().is_some_and(Tls::has_plaintext) {
+            return Ok(());
+        }
+        self.tcp().readable(false).await
+    }
+
+    /// Receives into `buffer` from `at` on. Must be awaited to its end.
+    ///
+    /// # Errors
+    /// The connection failed: a reset, or a TLS record that is not one.
+    pub async fn recv(&self, buffer: Buffer, at: usize) -> (io::Result<Received>, Buffer) {
+        match &self.tls {
+            None => {
+                let (result, buffer) = self.recv_tcp(buffer, at..super::buffers::BUFFER_LEN).await;
+                (result.map(|len| if len == 0 { Received::End } else { Received::Data(len) }), buffer)
+            }
+            Some(tls) => tls.recv(self, buffer, at).await,
+        }
+    }
+
+    /// Sends that part of `buffer`, all of it. Must be awaited to its end.
+    ///
+    /// # Errors
+    /// The connection failed, or its write side was ended.
+    pub async fn send(&self, buffer: Buffer, range: Range<usize>) -> (io::Result<()>, Buffer) {
+        match &self.tls {
+            None => self.send_tcp(buffer, range).await,
+            Some(tls) => tls.send(self, buffer, range).await,
+        }
+    }
+
+    /// Sends bytes of ours, all of them.
+    ///
+    /// # Errors
+    /// As for [`Socket::send`].
+    pub async fn send_bytes(&self, bytes: &[u8]) -> io::Result<()> {
+        let mut buffer = Buffer::take();
+        for chunk in bytes.chunks(buffer.len()) {
+            buffer[..chunk.len()].copy_from_slice(chunk);
+            let result;
+            (result, buffer) = self.send(buffer, 0..chunk.len()).await;
+            result?;
+        }
+        Ok(())
+    }
+
+    /// Ends the write side: close_notify where there is TLS, then FIN.
+    pub async fn end_write(&self) {
+        if let Some(tls) = &self.tls {
+            tls.send_close_notify(self).await;
+        }
+        let _ = SockRef::from(self).shutdown(Shutdown::Write);
+    }
+
+    /// Wakes every pending receive and send of this connection with an end or an error, and lets the close that
+    /// follows reset it, so that nothing of it stays in the kernel.
+    pub fn abort(&self) {
+        let socket = SockRef::from(self);
+        let _ = socket.set_linger(Some(Duration::ZERO));
+        let _ = socket.shutdown(Shutdown::Both);
+    }
+
+    /// What the peer's TCP has taken of what was sent.
+    pub fn progress(&self) -> Progress {
+        sys::progress(self.as_fd())
+    }
+
+    pub(super) async fn recv_tcp(&self, buffer: Buffer, range: Range<usize>) -> (io::Result<usize>, Buffer) {
+        let (result, slice) = self.tcp_mut().read(buffer.slice_mut(range)).await;
+        (result, slice.into_inner())
+    }
+
+    pub(super) async fn send_tcp(&self, buffer: Buffer, range: Range<usize>) -> (io::Result<()>, Buffer) {
+        let Range { mut start, end } = range;
+        let mut buffer = buffer;
+        while start < end {
+            let (result, slice) = self.tcp_mut().write(IoBuf::slice(buffer, start..end)).await;
+            buffer = slice.into_inner();
+            match result {
+                Ok(0) => return (Err(io::ErrorKind::WriteZero.into()), buffer),
+                Ok(sent) => start += sent,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return (Err(error), buffer),
+            }
+        }
+        (Ok(()), buffer)
+    }
+
+    fn tcp(&self) -> &TcpStream {
+        // SAFETY: see `tcp_mut`.
+        unsafe { &*self.tcp.get() }
+    }
+
+    #[allow(clippy::mut_from_ref)]
+    fn tcp_mut(&self) -> &mut TcpStream {
+        // SAFETY: this type is not Sync, so all use is on one thread. monoio's read and write take `&mut self` but
+        // touch nothing of the stream besides cloning its shared descriptor, which is why monoio declares
+        // `unsafe impl Split for TcpStream` and hands out two owners of one stream itself. No reference to the
+        // stream outlives the call that makes the operation.
+        unsafe { &mut *self.tcp.get() }
+    }
+}
+
+impl AsFd for Socket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        // SAFETY: the descriptor is open as long as the stream that `self` owns.
+        unsafe { BorrowedFd::borrow_raw(self.tcp().as_raw_fd()) }
+    }
+}
