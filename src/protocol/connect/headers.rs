@@ -4,7 +4,6 @@
 //! a name stands once, in order and as written. Nothing that leaves here can end a header line or begin another one.
 //! Must never add what the handshake itself says, and never put a value into an error.
 use std::collections::hash_map::Entry;
-use std::mem;
 
 use ahash::AHashMap;
 
@@ -67,7 +66,7 @@ impl Headers {
             return;
         }
         match self.position("Cookie") {
-            Some(at) => self.0[at].1 = cookies::merge(&mem::take(&mut self.0[at].1), cookies),
+            Some(at) => self.0[at].1 = cookies::merge(&self.0[at].1, cookies),
             None => self.0.push(("Cookie".to_owned(), cookies::merge("", cookies))),
         }
     }

@@ -19,7 +19,7 @@ pub(super) struct Message<'a> {
 pub(super) enum Value<'t, 'a> {
     Null,
     Bool,
-    /// Integers too: the protocol has none that a float could not hold well enough.
+    /// Integers too: the only number of the protocol is a timeout, and above 2^53 seconds none is exact to one.
     Number(f64),
     String(&'a str),
     Array,
@@ -94,7 +94,6 @@ impl<'t, 'a> Iterator for Members<'t, 'a> {
 }
 
 /// The value at the front of the nodes, with the nodes behind it.
-#[expect(clippy::cast_precision_loss, reason = "a timeout of 2^53 seconds needs no exact second")]
 fn first_value<'t, 'a>(nodes: &'t [Node<'a>]) -> Option<(Value<'t, 'a>, &'t [Node<'a>])> {
     let (first, rest) = nodes.split_first()?;
     let value = match *first {

@@ -15,7 +15,9 @@ fn with(fields: &str) -> Result<ConnectRequest, ConnectError> {
     read(&format!("{{\"url\":\"ws://h.example/\",{fields}}}"))
 }
 
-fn pairs(list: &[(&str, &str)]) -> Vec<(String, String)> {
+type List<'a> = &'a [(&'a str, &'a str)];
+
+fn pairs(list: List<'_>) -> Vec<(String, String)> {
     list.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
 }
 
@@ -170,7 +172,7 @@ fn idle_timeouts() {
 #[test]
 fn headers_and_cookies_come_together() {
     // further fields, host, headers
-    let table: &[(&str, &str, &[(&str, &str)])] = &[
+    let table: &[(&str, &str, List<'_>)] = &[
         (r#""x":0"#, "h.example", &[]),
         (r#""headers":{"A":"1","host":"other:1","B":"2"}"#, "other:1", &[("A", "1"), ("B", "2")]),
         (r#""headers":{"Host":null}"#, "h.example", &[]),
