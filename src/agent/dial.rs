@@ -80,16 +80,14 @@ impl Dialler {
         match &target.host {
             Host::Ip(address) => self.egress.filter(false, vec![*address]).map_err(forbidden),
             Host::Name(name) => {
-                let allowed = match self.egress.check_name(name) {
-                    Verdict::Refused => return Err(Failure::TargetNotAllowed),
-                    Verdict::Allowed => true,
-                    Verdict::ByAddress => false,
+                let Verdict::Resolve { host_allowed } = self.egress.check_name(name) else {
+                    return Err(Failure::TargetNotAllowed);
                 };
                 let answer = self.resolver.lookup(name).await;
                 let answer = answer.map_err(|error| Failure::TargetUnreachable(error.to_string()))?;
                 let v6 = answer.v6.into_iter().map(IpAddr::V6);
                 let addresses = v6.chain(answer.v4.into_iter().map(IpAddr::V4)).collect();
-                self.egress.filter(allowed, addresses).map_err(forbidden)
+                self.egress.filter(host_allowed, addresses).map_err(forbidden)
             }
         }
     }

@@ -146,7 +146,7 @@ fn parse(head: &[u8]) -> Result<Option<Request>, BadRequest> {
 
 impl Request {
     /// The value of a header as text; `None` if it is not there, or not ASCII or UTF-8. The first, if there are many.
-    pub fn header(&self, name: &str) -> Option<&str> {
+    pub fn header<'a>(&'a self, name: &'a str) -> Option<&'a str> {
         self.all(name).next().and_then(|value| std::str::from_utf8(value).ok())
     }
 

@@ -131,8 +131,8 @@ mod tests {
 
     #[test]
     fn too_many_sessions_cost_no_token_and_an_ended_one_makes_room() {
-        let now = Instant::now();
         let keys = keys(Some(1), None);
+        let now = Instant::now();
         let key = keys.authenticate(Some("secret"), SystemTime::now()).unwrap();
         let session = keys.admit(&key, now).unwrap();
         for _ in 0..10 {

@@ -214,7 +214,7 @@ impl Session {
 
     /// Frames and bytes that went on from this side to the other.
     pub fn passed(&self, from: Side) -> (u64, u64) {
-        let lane = self.from(from);
+        let lane = self.lane(from);
         (lane.frames, lane.bytes)
     }
 
@@ -231,7 +231,7 @@ impl Session {
 
     /// What the lane that reads from `from` does next.
     pub fn step(&self, from: Side) -> Step {
-        let lane = self.from(from);
+        let lane = self.lane(from);
         match lane.output {
             Output::Due(close) => Step::SendClose(close),
             Output::Closed { .. } | Output::Cut if self.may_end_write(from.other()) => Step::EndWrite,
@@ -244,7 +244,7 @@ impl Session {
     /// Bytes came from `from`, the unconsumed rest of the last call in front. What is to be forwarded must be sent,
     /// and [`Session::sent`] or [`Session::send_failed`] be reported, before the lane takes its next step.
     pub fn received(&mut self, from: Side, bytes: &[u8], counts: &mut FrameCounts, now: Instant) -> Received {
-        let lane = self.from_mut(from);
+        let lane = self.lane_mut(from);
         if lane.input != Input::Frames {
             return Received { forward: 0, consumed: bytes.len() };
         }
@@ -293,24 +293,24 @@ impl Session {
 
     /// What [`Session::received`] said is to be forwarded has been sent.
     pub fn sent(&mut self, from: Side) {
-        self.from_mut(from).sending = false;
+        self.lane_mut(from).sending = false;
     }
 
     /// The Close of [`Step::SendClose`] has been sent by the lane that reads from `from`.
     pub fn close_sent(&mut self, from: Side, now: Instant) {
-        self.from_mut(from).output = Output::Closed { forwarded: false };
+        self.lane_mut(from).output = Output::Closed { forwarded: false };
         self.note_progress(from.other(), now);
     }
 
     /// The write side that the lane from `from` writes to has been ended. A last wait begins: for the peer's end.
     pub fn write_ended(&mut self, from: Side, now: Instant) {
-        self.from_mut(from).output = Output::Ended;
+        self.lane_mut(from).output = Output::Ended;
         self.restart_wait(from.other(), now);
     }
 
     /// The connection of `from` can be read no further: its FIN came, or it failed.
     pub fn ended(&mut self, from: Side, now: Instant) {
-        let lane = self.from_mut(from);
+        let lane = self.lane_mut(from);
         let before = std::mem::replace(&mut lane.input, Input::Ended);
         match lane.output {
             // "If the last frame was cut in the middle, the TCP connection is closed without a Close."
@@ -319,7 +319,7 @@ impl Session {
             Output::Open if before == Input::Frames => self.lost(from, now),
             _ => {}
         }
-        self.from_mut(from).forward = Forward::Nothing;
+        self.lane_mut(from).forward = Forward::Nothing;
         self.changed = true;
     }
 
@@ -328,7 +328,7 @@ impl Session {
     /// That is no event by itself: what the broken side had sent before can still be read, its Close among it, and
     /// its end comes behind that.
     pub fn send_failed(&mut self, from: Side, now: Instant) {
-        self.from_mut(from).sending = false;
+        self.lane_mut(from).sending = false;
         self.finish(from, Output::Failed, now);
     }
 
@@ -378,7 +378,7 @@ impl Session {
         let mut tick = Tick::default();
         self.tick_idle(&progress, now);
         for side in Side::BOTH {
-            let lane = self.from(side);
+            let lane = self.lane(side);
             if matches!(lane.forward, Forward::FrameInProgress(until) if now >= until && !lane.sending) {
                 self.finish(side, Output::Cut, now);
             }
@@ -393,7 +393,7 @@ impl Session {
         if self.is_ending() {
             return;
         }
-        let sending = self.from(Side::Target).sending;
+        let sending = self.lane(Side::Target).sending;
         let Some(idle) = &mut self.idle else { return };
         if idle.untaken {
             // The clock stands still while data waits for a slow client, and starts anew when that has taken it.
@@ -410,8 +410,8 @@ impl Session {
     }
 
     fn tick_closing(&mut self, side: Side, progress: impl Fn(Side) -> Progress, now: Instant, tick: &mut Tick) {
-        let input = self.from(side).input;
-        let lane = self.to_mut(side);
+        let input = self.lane(side).input;
+        let lane = self.lane_to_mut(side);
         let Some(closing) = &mut lane.closing else { return };
         let seen = progress(side);
         if seen.acknowledged != closing.acknowledged {
@@ -442,7 +442,7 @@ impl Session {
         closing.expired = true;
         self.changed = true;
         // An end that we make ourselves is no event for the other side, where that has closed or left before.
-        if awaits_own_close || (side == Side::Target && self.from(Side::Client).input == Input::Ended) {
+        if awaits_own_close || (side == Side::Target && self.lane(Side::Client).input == Input::Ended) {
             self.finish_if_open(side, now);
         }
         // One that has taken everything gets the end of our write side, and some time; any other gets none.
@@ -456,10 +456,10 @@ impl Session {
 
     /// "After Close both ways the server side of each hop closes TCP first": towards a client we are the server.
     fn may_end_write(&self, to: Side) -> bool {
-        let lane = self.to(to);
+        let lane = self.lane_to(to);
         lane.output == Output::Cut
             || lane.closing.is_some_and(|closing| closing.expired)
-            || match self.from(to).input {
+            || match self.lane(to).input {
                 Input::Ended => true,
                 Input::Closed => to == Side::Client,
                 Input::Frames | Input::Garbage => false,
@@ -473,7 +473,7 @@ impl Session {
             Side::Target => (Party::Target, Close::TARGET_LOST),
         };
         self.ending.get_or_insert(Ending { by, code: None });
-        let output = if self.from(from).scanner.at_boundary() { Output::Due(close) } else { Output::Cut };
+        let output = if self.lane(from).scanner.at_boundary() { Output::Due(close) } else { Output::Cut };
         self.finish(from, output, now);
         // A client may have ended its write side only: what the target still sends goes on. A target that has left
         // gets no more than the frame in progress, and is told nothing.
@@ -483,7 +483,7 @@ impl Session {
     }
 
     fn close_received(&mut self, from: Side, passed: bool, now: Instant) {
-        let lane = self.from_mut(from);
+        let lane = self.lane_mut(from);
         lane.input = Input::Closed;
         let code = lane.scanner.close_code();
         if passed {
@@ -496,8 +496,8 @@ impl Session {
     }
 
     fn length_overflow(&mut self, from: Side, now: Instant) {
-        let passing = self.from(from).forward != Forward::Nothing;
-        self.from_mut(from).input = Input::Garbage;
+        let passing = self.lane(from).forward != Forward::Nothing;
+        self.lane_mut(from).input = Input::Garbage;
         if passing {
             let (by, to_other) = match from {
                 Side::Client => (Party::Client, Close::CLIENT_BROKE),
@@ -511,7 +511,7 @@ impl Session {
 
     /// The lane from `from` passes no more than its frame in progress; its receiver then gets `close`, or none.
     fn stop_forwarding(&mut self, from: Side, close: Option<Close>, frame_end: Instant, now: Instant) {
-        let lane = self.from_mut(from);
+        let lane = self.lane_mut(from);
         if lane.output != Output::Open {
             return;
         }
@@ -527,54 +527,56 @@ impl Session {
 
     /// The frame that a lane still had to pass has come to its end.
     fn frame_ended(&mut self, from: Side, now: Instant) {
-        if let Output::Finishing(close) = self.from(from).output {
+        if let Output::Finishing(close) = self.lane(from).output {
             self.finish(from, close.map_or(Output::Cut, Output::Due), now);
         }
     }
 
     fn finish_if_open(&mut self, from: Side, now: Instant) {
-        if matches!(self.from(from).output, Output::Open | Output::Finishing(_)) {
+        if matches!(self.lane(from).output, Output::Open | Output::Finishing(_)) {
             self.finish(from, Output::Cut, now);
         }
     }
 
     /// Nothing more of the lane from `from` goes on; the end of its receiver's connection is awaited from now on.
     fn finish(&mut self, from: Side, output: Output, now: Instant) {
-        let lane = self.from_mut(from);
+        let lane = self.lane_mut(from);
         lane.forward = Forward::Nothing;
         lane.output = output;
         self.changed = true;
-        let lane = self.from_mut(from);
+        let lane = self.lane_mut(from);
         lane.closing.get_or_insert_with(|| Closing::new(now));
     }
 
     fn note_progress(&mut self, side: Side, now: Instant) {
-        if let Some(closing) = &mut self.to_mut(side).closing {
+        if let Some(closing) = &mut self.lane_to_mut(side).closing {
             closing.progress_at = now;
         }
     }
 
     fn restart_wait(&mut self, side: Side, now: Instant) {
         self.changed = true;
-        if let Some(closing) = &mut self.to_mut(side).closing {
+        if let Some(closing) = &mut self.lane_to_mut(side).closing {
             *closing = Closing { acknowledged: closing.acknowledged, ..Closing::new(now) };
         }
     }
 
-    fn from(&self, side: Side) -> &Lane {
+    /// The lane that reads from this side.
+    fn lane(&self, side: Side) -> &Lane {
         &self.lanes[side.index()]
     }
 
-    fn from_mut(&mut self, side: Side) -> &mut Lane {
+    fn lane_mut(&mut self, side: Side) -> &mut Lane {
         &mut self.lanes[side.index()]
     }
 
-    fn to(&self, side: Side) -> &Lane {
-        self.from(side.other())
+    /// The lane that writes to this side.
+    fn lane_to(&self, side: Side) -> &Lane {
+        self.lane(side.other())
     }
 
-    fn to_mut(&mut self, side: Side) -> &mut Lane {
-        self.from_mut(side.other())
+    fn lane_to_mut(&mut self, side: Side) -> &mut Lane {
+        self.lane_mut(side.other())
     }
 }
 

@@ -28,7 +28,7 @@ pub(crate) use system::Settings;
 use system::{Dns, System, Watcher};
 
 /// A handle to the resolver's thread, which ends when the last handle is gone.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub struct Resolver {
     requests: mpsc::UnboundedSender<Request>,
     /// One for each lookup that may still start: the channel cannot grow beyond it.
