@@ -15,7 +15,7 @@ use std::{
     net::{SocketAddr, TcpListener},
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicUsize},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
 };
 
@@ -86,6 +86,11 @@ impl Gateway {
 }
 
 impl Shared {
+    /// From now on no session begins; requests for one are told so.
+    pub fn begin_drain(&self) {
+        self.draining.store(true, Ordering::Relaxed);
+    }
+
     fn new(config: GatewayConfig, keys: Vec<KeyEntry>) -> io::Result<Self> {
         let dialler = Dialler {
             egress: Arc::new(Egress::new(config.egress.allow, config.egress.deny)),

@@ -585,3 +585,6 @@ impl Closing {
         Self { began: now, progress_at: now, acknowledged: 0, taken_at: None, expired: false }
     }
 }
+
+#[cfg(test)]
+mod tests;
