@@ -436,17 +436,18 @@ impl Session {
             None if awaits_own_close => closing.progress_at + TAKE_CLOSE,
             _ => in_all.min(closing.progress_at + ANSWER),
         };
-        if now < deadline || closing.expired {
+        if now < deadline {
             return;
         }
-        closing.expired = true;
+        let had_its_time = std::mem::replace(&mut closing.expired, true);
+        closing.progress_at = now;
         self.changed = true;
         // An end that we make ourselves is no event for the other side, where that has closed or left before.
         if awaits_own_close || (side == Side::Target && self.lane(Side::Client).input == Input::Ended) {
             self.finish_if_open(side, now);
         }
-        // One that has taken everything gets the end of our write side, and some time; any other gets none.
-        if awaits_own_close || !may_still_end {
+        // One that has taken everything gets the end of our write side, and some time more; any other gets none.
+        if awaits_own_close || had_its_time || !may_still_end {
             match side {
                 Side::Client => tick.abort_client = true,
                 Side::Target => tick.abort_target = true,

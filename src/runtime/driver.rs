@@ -26,8 +26,8 @@ pub enum Flags {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Driver {
     IoUring(Flags),
-    /// With the reason why it is not io_uring.
-    Epoll(String),
+    /// With the reason why io_uring is not to be had, if it was wanted.
+    Epoll(Option<String>),
 }
 
 impl Driver {
@@ -37,8 +37,8 @@ impl Driver {
     /// io_uring was demanded and is not to be had.
     pub fn choose(wanted: Wanted) -> io::Result<Self> {
         match wanted {
-            Wanted::Epoll => Ok(Self::Epoll("set by runtime.driver".into())),
-            Wanted::Auto => Ok(probe().map_or_else(|error| Self::Epoll(explain(&error)), Self::IoUring)),
+            Wanted::Epoll => Ok(Self::Epoll(None)),
+            Wanted::Auto => Ok(probe().map_or_else(|error| Self::Epoll(Some(explain(&error))), Self::IoUring)),
             Wanted::IoUring => probe().map(Self::IoUring).map_err(|error| {
                 io::Error::new(error.kind(), format!("runtime.driver is \"io_uring\", but {}", explain(&error)))
             }),
@@ -56,7 +56,8 @@ impl Driver {
     pub fn log(&self) {
         match self {
             Self::IoUring(flags) => tracing::info!(driver = "io_uring", ?flags, "worker threads run on io_uring"),
-            Self::Epoll(reason) => tracing::warn!(driver = "epoll", "worker threads run on epoll: {reason}"),
+            Self::Epoll(None) => tracing::info!(driver = "epoll", "worker threads run on epoll, as runtime.driver says"),
+            Self::Epoll(Some(reason)) => tracing::warn!(driver = "epoll", "worker threads run on epoll: {reason}"),
         }
     }
 

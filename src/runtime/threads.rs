@@ -50,10 +50,10 @@ impl Threads {
     ///
     /// # Errors
     /// The signal handlers could not be installed.
-    pub fn new() -> io::Result<Self> {
-        let (sender, events) = mpsc::channel();
+    pub fn with_signals() -> io::Result<Self> {
+        let threads = Self::without_signals();
         let mut signals = Signals::new([SIGTERM, SIGINT])?;
-        let terminate = sender.clone();
+        let terminate = threads.sender.clone();
         thread::Builder::new().name("signals".into()).spawn(move || {
             for _ in signals.forever() {
                 if terminate.send(Event::Terminate).is_err() {
@@ -61,7 +61,13 @@ impl Threads {
                 }
             }
         })?;
-        Ok(Self { workers: Vec::new(), events, sender })
+        Ok(threads)
+    }
+
+    /// Threads that live as long as the process, whatever signals it gets.
+    pub fn without_signals() -> Self {
+        let (sender, events) = mpsc::channel();
+        Self { workers: Vec::new(), events, sender }
     }
 
     /// Starts a worker thread: `run` makes its future there, on its own runtime.

@@ -1,0 +1,101 @@
+//! `ringway dev`: everything on this machine, with lines to paste. For a first look, and for developing clients.
+use std::{
+    io::{self, Write},
+    net::{Ipv4Addr, SocketAddr},
+    process::ExitCode,
+    time::Duration,
+};
+
+use super::process;
+use crate::{
+    config::{gateway::GatewayConfig, keys::KeyEntry},
+    echo,
+    gateway::Gateway,
+    runtime::{
+        driver::Driver,
+        listen,
+        threads::{self, Threads},
+    },
+};
+
+/// Where the gateway and the echo target listen, if nobody else does.
+const GATEWAY_PORT: u16 = 8080;
+const ECHO_PORT: u16 = 8081;
+/// The slug and country of its agent; the country is a code that belongs to nobody.
+const SLUG: &str = "dev1";
+const COUNTRY: &str = "ZZ";
+/// Sessions end soon: nobody wants to wait for a development server.
+const DRAIN: Duration = Duration::from_secs(2);
+
+/// Runs until Ctrl-C.
+///
+/// # Errors
+/// Something could not be started; the error says what.
+pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    let _logs = process::start_logs()?;
+    threads::raise_open_files();
+    let mut config = GatewayConfig::for_dev(SLUG, COUNTRY, args.ca_file.clone());
+    config.limits.drain = DRAIN;
+    config.listen.addr = vec![listen::free_or_any(loopback(GATEWAY_PORT))];
+    let driver = Driver::choose(config.runtime.driver)?;
+    driver.log();
+    let secret = key::generate()?;
+    let keys = vec![key::entry("dev", &secret)];
+
+    let mut threads = Threads::with_signals()?;
+    // The echo target outlives the sessions that end on Ctrl-C.
+    let mut target = Threads::without_signals();
+    let echo = echo::start(listen::free_or_any(loopback(ECHO_PORT)), &driver, &mut target)?;
+    let gateway = Gateway::start(config, keys, &driver, &mut threads)?;
+    let public = gateway.addresses[0];
+    process::announce(public, "public");
+    process::announce(echo, "echo");
+    process::tell_ready(args.ready_fd)?;
+    // Somebody who only wants the server may have closed standard output.
+    let _ = io::stdout().write_all(introduction(public, echo, &secret).as_bytes());
+    Ok(process::supervise(&threads, DRAIN, || gateway.shared.begin_drain()))
+}
+
+fn loopback(port: u16) -> SocketAddr {
+    (Ipv4Addr::LOCALHOST, port).into()
+}
+
+fn introduction(public: SocketAddr, echo: SocketAddr, key: &str) -> String {
+    let message = format!(r#"{{"apiKey":"{key}","url":"ws://{echo}"}}"#);
+    format!(
+        r#"
+ringway dev: a gateway, an agent and an echo target on this machine
+
+  gateway   ws://{public}/ws
+  echo      ws://{echo}
+  API key   {key}
+
+Try it with wscat:
+
+  npx wscat -c ws://{public}/ws
+
+and paste the connect message; whatever you type behind it comes back:
+
+  {message}
+
+With curl:
+
+  curl -s http://{public}/ws/docs
+
+With Python (pip install websockets):
+
+  import asyncio, json, websockets
+
+  async def main():
+      async with websockets.connect("ws://{public}/ws") as ws:
+          await ws.send(json.dumps({message}))
+          print(await ws.recv())
+          await ws.send("hello world")
+          print(await ws.recv())
+
+  asyncio.run(main())
+
+Ctrl-C ends it.
+"#
+    )
+}
