@@ -15,15 +15,9 @@ use std::net::IpAddr;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
-use special_purpose::{ends_at, is_global, nat64};
+use crate::config::EgressRule as Rule;
 
-/// One entry of `allow` or `deny`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Rule {
-    Net(IpNet),
-    /// Lower-case (punycode, as the `url` crate writes it), without a trailing dot.
-    Host(String),
-}
+use special_purpose::{ends_at, is_global, nat64};
 
 /// What is known of a host before its addresses are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

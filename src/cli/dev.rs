@@ -1,14 +1,18 @@
 //! `ringway dev`: everything on this machine, with lines to paste. For a first look, and for developing clients.
 use std::{
     io::{self, Write},
-    net::{Ipv4Addr, SocketAddr},
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+    os::fd::RawFd,
+    path::PathBuf,
     process::ExitCode,
     time::Duration,
 };
 
-use super::process;
+use ipnet::{Ipv4Net, Ipv6Net};
+
+use super::{key, process};
 use crate::{
-    config::{gateway::GatewayConfig, keys::KeyEntry},
+    config::{EgressRule, GatewayConfig, gateway::EmbeddedAgentConfig},
     echo,
     gateway::Gateway,
     runtime::{
@@ -27,6 +31,16 @@ const COUNTRY: &str = "ZZ";
 /// Sessions end soon: nobody wants to wait for a development server.
 const DRAIN: Duration = Duration::from_secs(2);
 
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// More roots to trust for wss:// targets: a PEM file
+    #[arg(long, value_name = "FILE")]
+    pub ca_file: Option<PathBuf>,
+    /// Write "ready" to this file descriptor and close it once everything listens
+    #[arg(long, value_name = "N")]
+    pub ready_fd: Option<RawFd>,
+}
+
 /// Runs until Ctrl-C.
 ///
 /// # Errors
@@ -34,9 +48,7 @@ const DRAIN: Duration = Duration::from_secs(2);
 pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let _logs = process::start_logs()?;
     threads::raise_open_files();
-    let mut config = GatewayConfig::for_dev(SLUG, COUNTRY, args.ca_file.clone());
-    config.limits.drain = DRAIN;
-    config.listen.addr = vec![listen::free_or_any(loopback(GATEWAY_PORT))];
+    let config = configuration(args);
     let driver = Driver::choose(config.runtime.driver)?;
     driver.log();
     let secret = key::generate()?;
@@ -54,6 +66,21 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     // Somebody who only wants the server may have closed standard output.
     let _ = io::stdout().write_all(introduction(public, echo, &secret).as_bytes());
     Ok(process::supervise(&threads, DRAIN, || gateway.shared.begin_drain()))
+}
+
+/// The defaults, an agent, and leave to reach this machine.
+fn configuration(args: &Args) -> GatewayConfig {
+    let mut config = GatewayConfig::default();
+    config.limits.drain = DRAIN;
+    config.listen.addr = vec![listen::free_or_any(loopback(GATEWAY_PORT))];
+    config.egress.ca_file = args.ca_file.clone();
+    config.egress.allow = vec![
+        EgressRule::Net(Ipv4Net::new_assert(Ipv4Addr::new(127, 0, 0, 0), 8).into()),
+        EgressRule::Net(Ipv6Net::new_assert(Ipv6Addr::LOCALHOST, 128).into()),
+    ];
+    let node_id = config.node_id.clone();
+    config.embedded_agent = Some(EmbeddedAgentConfig { slug: SLUG.into(), country: COUNTRY.into(), node_id });
+    config
 }
 
 fn loopback(port: u16) -> SocketAddr {

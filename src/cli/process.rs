@@ -8,11 +8,27 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::runtime::threads::{Command, Event, Threads};
+use crate::{
+    runtime::threads::{Command, Event, Threads},
+    telemetry::log::{self, Logs},
+};
 
 /// Failed while running, and failed for what the user wrote.
 pub const FAILED: u8 = 1;
 pub const USAGE: u8 = 2;
+
+/// Something that the user wrote is wrong, other than in a configuration file.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct UsageError(String);
+
+/// Begins to log.
+///
+/// # Errors
+/// An environment variable has a value that cannot be used.
+pub fn start_logs() -> Result<Logs, UsageError> {
+    log::start().map_err(UsageError)
+}
 
 /// Tells on standard error where this process listens, plainly, whatever the log settings: scripts read it.
 pub fn announce(address: SocketAddr, kind: &str) {

@@ -15,20 +15,22 @@ use std::{
     net::{SocketAddr, TcpListener},
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
 
 use self::keys::Keys;
 use crate::{
     agent::{dial::Dialler, egress::Egress, tls},
-    config::gateway::{EmbeddedAgent, GatewayConfig, Limits},
-    config::keys::KeyEntry,
+    config::{
+        GatewayConfig, KeyEntry,
+        gateway::{EmbeddedAgentConfig, LimitsConfig},
+    },
     runtime::{
         driver::Driver,
         listen,
         resolver::Resolver,
-        threads::{Threads, allowed_cores, cores},
+        threads::{Threads, allowed_cores},
     },
 };
 
@@ -37,14 +39,14 @@ use crate::{
 pub struct Shared {
     node_id: String,
     public_url: Option<String>,
-    limits: Limits,
+    limits: LimitsConfig,
     keys: Keys,
     /// Connections that have not got as far as a session.
-    pending: AtomicUsize,
+    pending: AtomicU64,
     /// Sessions, from a validated connect message on.
-    sessions: AtomicUsize,
+    sessions: AtomicU64,
     draining: AtomicBool,
-    agent: Option<(EmbeddedAgent, Dialler)>,
+    agent: Option<(EmbeddedAgentConfig, Dialler)>,
 }
 
 /// A gateway whose workers run.
@@ -61,10 +63,7 @@ impl Gateway {
     /// # Errors
     /// An address cannot be bound, a file cannot be read, or a thread not be started; the error says which.
     pub fn start(config: GatewayConfig, keys: Vec<KeyEntry>, driver: &Driver, threads: &mut Threads) -> io::Result<Self> {
-        let workers = match config.runtime.workers {
-            0 => cores(),
-            workers => workers,
-        };
+        let workers = config.runtime.worker_threads();
         let mut addresses = Vec::new();
         let mut listeners: Vec<Vec<TcpListener>> = (0..workers).map(|_| Vec::new()).collect();
         for address in &config.listen.addr {
@@ -103,8 +102,8 @@ impl Shared {
             public_url: config.public_url,
             limits: config.limits,
             keys: Keys::new(keys),
-            pending: AtomicUsize::new(0),
-            sessions: AtomicUsize::new(0),
+            pending: AtomicU64::new(0),
+            sessions: AtomicU64::new(0),
             draining: AtomicBool::new(false),
             agent: config.embedded_agent.map(|agent| (agent, dialler)),
         })

@@ -7,7 +7,7 @@ use std::{
     rc::{Rc, Weak},
     sync::{
         Arc,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -38,13 +38,13 @@ pub(super) struct Worker {
 /// One that is counted in the whole process until it is dropped.
 pub(super) struct Counted {
     shared: Arc<Shared>,
-    counter: fn(&Shared) -> &AtomicUsize,
+    counter: fn(&Shared) -> &AtomicU64,
 }
 
 impl Counted {
     /// `None`: there are `limit` already.
-    pub fn new(shared: &Arc<Shared>, counter: fn(&Shared) -> &AtomicUsize, limit: usize) -> Option<Self> {
-        let below = |count: usize| (count < limit).then_some(count + 1);
+    pub fn new(shared: &Arc<Shared>, counter: fn(&Shared) -> &AtomicU64, limit: u64) -> Option<Self> {
+        let below = |count: u64| (count < limit).then_some(count + 1);
         counter(shared).try_update(Ordering::Relaxed, Ordering::Relaxed, below).ok()?;
         Some(Self { shared: shared.clone(), counter })
     }

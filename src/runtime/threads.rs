@@ -40,11 +40,6 @@ pub struct Threads {
     sender: mpsc::Sender<Event>,
 }
 
-/// Cores that this process may run on; the number of workers where none is configured.
-pub fn cores() -> usize {
-    thread::available_parallelism().map_or(1, usize::from)
-}
-
 impl Threads {
     /// Begins to listen for signals. Must come before the first worker, so that none of them takes a signal.
     ///

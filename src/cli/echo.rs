@@ -1,0 +1,38 @@
+//! `ringway echo`: the echo target by itself.
+use std::{net::SocketAddr, os::fd::RawFd, process::ExitCode, time::Duration};
+
+use super::process;
+use crate::{
+    config::gateway::Driver as Wanted,
+    echo,
+    runtime::{
+        driver::Driver,
+        threads::{self, Threads},
+    },
+};
+
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Where to listen; port 0 takes a free one
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8081")]
+    pub listen: SocketAddr,
+    /// Write "ready" to this file descriptor and close it once it listens
+    #[arg(long, value_name = "N")]
+    pub ready_fd: Option<RawFd>,
+}
+
+/// Runs until a signal ends it.
+///
+/// # Errors
+/// Something could not be started; the error says what.
+pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    let _logs = process::start_logs()?;
+    threads::raise_open_files();
+    let driver = Driver::choose(Wanted::Auto)?;
+    driver.log();
+    let mut threads = Threads::with_signals()?;
+    let address = echo::start(args.listen, &driver, &mut threads)?;
+    process::announce(address, "echo");
+    process::tell_ready(args.ready_fd)?;
+    Ok(process::supervise(&threads, Duration::ZERO, || {}))
+}

@@ -1,0 +1,45 @@
+//! `ringway gateway`: the gateway, as its file says.
+use std::{os::fd::RawFd, path::PathBuf, process::ExitCode};
+
+use anyhow::Context;
+
+use super::process;
+use crate::{
+    config::{GatewayConfig, keys},
+    gateway::Gateway,
+    runtime::{
+        driver::Driver,
+        threads::{self, Threads},
+    },
+};
+
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// The gateway's configuration file
+    #[arg(short, long, value_name = "FILE")]
+    pub config: PathBuf,
+    /// Write "ready" to this file descriptor and close it once every listener listens
+    #[arg(long, value_name = "N")]
+    pub ready_fd: Option<RawFd>,
+}
+
+/// Runs until a signal ends it.
+///
+/// # Errors
+/// Something could not be started; the error says what. What is wrong with the files is reported by itself.
+pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    let _logs = process::start_logs()?;
+    let config = GatewayConfig::load(&args.config)?;
+    let keys = keys::load(&config.keys.file)?;
+    threads::raise_open_files();
+    let driver = Driver::choose(config.runtime.driver).context("runtime.driver")?;
+    driver.log();
+    let drain = config.limits.drain;
+    let mut threads = Threads::with_signals()?;
+    let gateway = Gateway::start(config, keys, &driver, &mut threads)?;
+    for address in &gateway.addresses {
+        process::announce(*address, "public");
+    }
+    process::tell_ready(args.ready_fd)?;
+    Ok(process::supervise(&threads, drain, || gateway.shared.begin_drain()))
+}

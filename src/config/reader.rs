@@ -1,0 +1,327 @@
+//! Walks a parsed TOML file, key by key, and collects everything that is wrong with it.
+//!
+//! Asking for a key is what makes it known: after a file has been read, whatever stands in it and was not asked for is
+//! an unknown key, and what was asked for is what a misspelt key is compared with. So a key is named in one place, and
+//! the list of valid keys cannot fall behind. The tree is walked by hand, not through serde's derive, because that
+//! stops at the first error and repeats the offending value, which may be a secret.
+use std::path::Path;
+
+use toml::Spanned;
+use toml::de::{DeTable, DeValue, Error as SyntaxError};
+
+use super::error::{ConfigError, ConfigErrors, Wrong};
+use super::value::{boolean, show};
+
+/// Below this similarity (0 to 1, Jaro-Winkler) a suggestion confuses more than it helps.
+const SIMILAR: f64 = 0.79;
+/// Longer names are not repeated in errors: no key of ours is as long, but a secret in the wrong place is.
+const MAX_SHOWN_NAME: usize = 32;
+/// Behind the first few syntax errors the parser has lost the thread.
+const MAX_SYNTAX_ERRORS: usize = 3;
+/// Nobody reads more at once, and finding a line costs a walk through the file.
+const MAX_ERRORS: usize = 100;
+
+/// Reads a whole file. `read` may return `None` only where it has reported an error.
+pub(super) fn read<T>(
+    text: &str,
+    path: &Path,
+    read: impl FnOnce(&mut Section<'_, '_>) -> Option<T>,
+) -> Result<T, ConfigErrors> {
+    let (root, syntax) = DeTable::parse_recoverable(text);
+    if !syntax.is_empty() {
+        return Err(ConfigErrors(
+            syntax.iter().take(MAX_SYNTAX_ERRORS).map(|error| syntax_error(error, text, path)).collect(),
+        ));
+    }
+    let mut file = File { path, text, known: Vec::new(), opened: Vec::new(), found: Vec::new() };
+    let read = read(&mut file.open("", Some(root.get_ref()), 0));
+    file.report_unknown();
+    match read {
+        Some(value) if file.found.is_empty() => Ok(value),
+        _ => Err(file.into_errors()),
+    }
+}
+
+/// What has been asked for and found so far.
+struct File<'t> {
+    path: &'t Path,
+    text: &'t str,
+    known: Vec<Known>,
+    /// Tables whose keys are to be checked, with their labels.
+    opened: Vec<(&'static str, &'t DeTable<'t>)>,
+    /// Problems with the offset they stand at.
+    found: Vec<(usize, Wrong)>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Known {
+    /// The table's label, "" at the top.
+    table: &'static str,
+    key: &'static str,
+    is_table: bool,
+}
+
+/// A table that is being read; present or not, so that its keys are known and its defaults apply either way.
+pub(super) struct Section<'f, 't> {
+    file: &'f mut File<'t>,
+    /// As errors name it: `[listen]`, `[[key]]`, or "" for the top of the file.
+    label: &'static str,
+    table: Option<&'t DeTable<'t>>,
+    offset: usize,
+}
+
+impl<'t> Section<'_, 't> {
+    pub fn is_present(&self) -> bool {
+        self.table.is_some()
+    }
+
+    /// Where the table stands; [`Self::line_of`] makes a line of it.
+    pub fn offset(&self) -> usize {
+        self.offset
+    }
+
+    /// The line, from 1, of an offset. Walks the file: for errors only.
+    pub fn line_of(&self, offset: usize) -> usize {
+        position(self.file.text, offset).0
+    }
+
+    /// A value, or `None` if it is absent or wrong; if it is wrong, the error is noted.
+    pub fn value<T>(&mut self, key: &'static str, read: impl FnOnce(&DeValue<'t>) -> Result<T, Wrong>) -> Option<T> {
+        let value = self.get(key, false)?.1;
+        read(value.get_ref()).map_err(|wrong| self.wrong(key, value.span().start, wrong)).ok()
+    }
+
+    /// As [`Self::value`], but an absent key is an error if the table is present.
+    pub fn required<T>(&mut self, key: &'static str, read: impl FnOnce(&DeValue<'t>) -> Result<T, Wrong>) -> Option<T> {
+        let present = self.get(key, false).is_some();
+        if !present && self.is_present() {
+            self.error(format!("{} needs {key:?}", self.label));
+        }
+        self.value(key, read)
+    }
+
+    /// A list; each wrong item is noted in its own line.
+    pub fn list<T>(
+        &mut self,
+        key: &'static str,
+        example: &str,
+        read: impl Fn(&DeValue<'t>) -> Result<T, Wrong>,
+    ) -> Option<Vec<T>> {
+        let value = self.get(key, false)?.1;
+        let Some(items) = value.get_ref().as_array() else {
+            let wrong = Wrong::from(format!("is a list, not {}", show(value.get_ref())));
+            self.wrong(key, value.span().start, wrong.hint(format!("write {key} = {example}")));
+            return None;
+        };
+        let read = items.iter().map(|item| {
+            read(item.get_ref()).map_err(|wrong| self.wrong(key, item.span().start, wrong)).ok()
+        });
+        // Every item is read before the first bad one ends the collection.
+        read.collect::<Vec<_>>().into_iter().collect()
+    }
+
+    /// A table such as `[listen]`; `label` is how errors name it.
+    pub fn table(&mut self, key: &'static str, label: &'static str) -> Section<'_, 't> {
+        let found = self.get(key, true);
+        let offset = found.map_or(self.offset, |(key, _)| key.span().start);
+        let table = found.and_then(|(_, value)| value.get_ref().as_table());
+        if found.is_some() && table.is_none() {
+            self.wrong(key, offset, Wrong::from("is a table").hint(format!("write {label} in a line of its own")));
+        }
+        self.file.open(label, table, offset)
+    }
+
+    /// Tables such as `[[key]]`, in the order of the file.
+    pub fn each_table(&mut self, key: &'static str, label: &'static str, mut read: impl FnMut(&mut Section<'_, 't>)) {
+        let Some((name, value)) = self.get(key, true) else {
+            // Asked for all the same, so that a key that stands outside of its table is told where it belongs.
+            return read(&mut self.file.open(label, None, self.offset));
+        };
+        let offset = name.span().start;
+        let hint = format!("write {label} in a line of its own before each");
+        let Some(items) = value.get_ref().as_array() else {
+            return self.wrong(key, offset, Wrong::from("is a list of tables").hint(hint));
+        };
+        for item in items.iter() {
+            match item.get_ref().as_table() {
+                Some(table) => read(&mut self.file.open(label, Some(table), item.span().start)),
+                None => self.wrong(key, item.span().start, Wrong::from("is a list of tables").hint(hint.clone())),
+            }
+        }
+    }
+
+    /// A key or table that the contract has and this version has not.
+    pub fn refuse(&mut self, key: &'static str) {
+        self.refuse_unless(key, |_| false);
+    }
+
+    /// A key that may stand in the file as long as it asks for nothing.
+    pub fn refuse_unless(&mut self, key: &'static str, asks_for_nothing: impl FnOnce(&DeValue<'t>) -> bool) {
+        let Some((name, value)) = self.get(key, false) else { return };
+        if !asks_for_nothing(value.get_ref()) {
+            let what = match value.get_ref() {
+                DeValue::Table(_) if self.label.is_empty() => format!("[{key}]"),
+                DeValue::Table(_) => format!("[{}.{key}]", self.label.trim_matches(['[', ']'])),
+                _ => self.full_name(key),
+            };
+            self.error_at(name.span().start, Wrong::from(unsupported(&what)).hint("leave it out"));
+        }
+    }
+
+    /// As [`Self::refuse_unless`] for a switch that must be off.
+    pub fn refuse_unless_false(&mut self, key: &'static str) {
+        match self.get(key, false).map(|(_, value)| boolean(value.get_ref())) {
+            Some(Err(_)) => _ = self.value(key, boolean),
+            _ => self.refuse_unless(key, |value| value.as_bool() == Some(false)),
+        }
+    }
+
+    /// Notes an error about the table as a whole.
+    pub fn error(&mut self, wrong: impl Into<Wrong>) {
+        self.error_at(self.offset, wrong.into());
+    }
+
+    /// Notes an error about one key: at its value, or at the table's head where it is absent.
+    pub fn error_about(&mut self, key: &'static str, wrong: impl Into<Wrong>) {
+        let offset = self.get(key, false).map_or(self.offset, |(_, value)| value.span().start);
+        self.wrong(key, offset, wrong.into());
+    }
+
+    fn get(&mut self, key: &'static str, is_table: bool) -> Option<(&'t Spanned<Name<'t>>, &'t Spanned<DeValue<'t>>)> {
+        let known = Known { table: self.label, key, is_table };
+        if !self.file.known.contains(&known) {
+            self.file.known.push(known);
+        }
+        self.table?.get_key_value(key)
+    }
+
+    fn full_name(&self, key: &str) -> String {
+        match self.label {
+            "" => format!("{key:?}"),
+            label => format!("{key:?} in {label}"),
+        }
+    }
+
+    fn wrong(&mut self, key: &str, offset: usize, wrong: Wrong) {
+        // "addr" in [listen] is a list; but: "drain" in [limits]: a duration is written "10s"
+        let joint = if wrong.message.starts_with("is ") { "" } else { ":" };
+        let message = format!("{}{joint} {}", self.full_name(key), wrong.message);
+        self.error_at(offset, Wrong { message, ..wrong });
+    }
+
+    fn error_at(&mut self, offset: usize, wrong: Wrong) {
+        self.file.note(offset, wrong);
+    }
+}
+
+type Name<'t> = std::borrow::Cow<'t, str>;
+
+/// The one sentence for what the contract has and this version has not.
+pub(super) fn unsupported(what: &str) -> String {
+    format!("{what} is not supported by this version yet")
+}
+
+impl<'t> File<'t> {
+    fn open(&mut self, label: &'static str, table: Option<&'t DeTable<'t>>, offset: usize) -> Section<'_, 't> {
+        self.opened.extend(table.map(|table| (label, table)));
+        Section { file: self, label, table, offset }
+    }
+
+    fn note(&mut self, offset: usize, wrong: Wrong) {
+        self.found.push((offset, wrong));
+    }
+
+    fn report_unknown(&mut self) {
+        for (label, table) in std::mem::take(&mut self.opened) {
+            for (name, value) in table.iter() {
+                let key = name.get_ref().as_ref();
+                let is_known = self.known.iter().any(|known| known.table == label && known.key == key);
+                if !is_known {
+                    self.note(name.span().start, self.unknown(label, key, value.get_ref()));
+                }
+            }
+        }
+    }
+
+    fn unknown(&self, label: &'static str, key: &str, value: &DeValue<'_>) -> Wrong {
+        let is_table = value.is_table() || value.as_array().is_some_and(|items| items.iter().any(|i| i.get_ref().is_table()));
+        let what = match (is_table, label) {
+            (true, "") => format!("unknown table {}", bracketed(key)),
+            (true, _) => format!("unknown table {} in {label}", bracketed(key)),
+            (false, "") => format!("unknown key {}", quoted(key)),
+            (false, _) => format!("unknown key {} in {label}", quoted(key)),
+        };
+        let message = Wrong::from(what);
+        match self.suggest(label, key, is_table) {
+            Some(hint) => message.hint(hint),
+            None => message,
+        }
+    }
+
+    fn suggest(&self, label: &'static str, key: &str, is_table: bool) -> Option<String> {
+        let candidates = || self.known.iter().filter(|known| known.is_table == is_table);
+        let mut homes: Vec<String> =
+            candidates().filter(|known| known.key == key).map(|known| home(known.table)).collect();
+        homes.dedup();
+        if !homes.is_empty() {
+            return Some(format!("it belongs {}", homes.join(" or ")));
+        }
+        // Of two keys as similar, the one of this very table is meant.
+        let similarity = |known: &Known| {
+            let here = if known.table == label { 0.05 } else { 0.0 };
+            (strsim::jaro_winkler(known.key, key), here)
+        };
+        let (best, _) = candidates()
+            .map(|known| (known, similarity(known)))
+            .filter(|(_, (similarity, _))| *similarity > SIMILAR)
+            .max_by(|(_, (a, a_here)), (_, (b, b_here))| (a + a_here).total_cmp(&(b + b_here)))?;
+        Some(match (is_table, best.table == label) {
+            (true, _) => format!("did you mean [{}]?", best.key),
+            (false, true) => format!("did you mean {:?}?", best.key),
+            (false, false) => format!("did you mean {:?}, which belongs {}?", best.key, home(best.table)),
+        })
+    }
+
+    fn into_errors(mut self) -> ConfigErrors {
+        if self.found.is_empty() {
+            self.note(0, Wrong::from("the file could not be understood"));
+        }
+        self.found.sort_by_key(|(offset, _)| *offset);
+        let errors = self.found.into_iter().take(MAX_ERRORS).map(|(offset, Wrong { message, hint })| {
+            let line = Some(position(self.text, offset).0);
+            ConfigError { path: self.path.to_owned(), line, column: None, message, hint }
+        });
+        ConfigErrors(errors.collect())
+    }
+}
+
+fn home(label: &str) -> String {
+    match label {
+        "" => "to the top of the file, above the first [table]".to_owned(),
+        label => format!("to {label}"),
+    }
+}
+
+fn quoted(key: &str) -> String {
+    if key.len() > MAX_SHOWN_NAME { "(a long name, not shown)".to_owned() } else { format!("{key:?}") }
+}
+
+fn bracketed(key: &str) -> String {
+    if key.len() > MAX_SHOWN_NAME { "(a long name, not shown)".to_owned() } else { format!("[{}]", key.escape_debug()) }
+}
+
+fn syntax_error(error: &SyntaxError, text: &str, path: &Path) -> ConfigError {
+    // The message alone: the error's own display repeats the line, and with it whatever secret stands there.
+    let message = format!("this is not TOML: {}", error.message());
+    let place = error.span().map(|span| position(text, span.start));
+    let (line, column) = place.unzip();
+    ConfigError { path: path.to_owned(), line, column, message, hint: None }
+}
+
+/// Line and column of a byte offset, both from 1.
+fn position(text: &str, offset: usize) -> (usize, usize) {
+    let before = &text.as_bytes()[..offset.min(text.len())];
+    let line_start = before.iter().rposition(|&byte| byte == b'\n').map_or(0, |at| at + 1);
+    let line = 1 + before.iter().filter(|&&byte| byte == b'\n').count();
+    (line, 1 + String::from_utf8_lossy(&before[line_start..]).chars().count())
+}
