@@ -93,7 +93,7 @@ async def test_refusal_before_the_bucket_costs_nothing(world, wrong):
 
 @pytest.mark.parametrize(
     "fields, code",
-    [({"url": "ws://127.0.0.1:1/"}, "target_unreachable"), ({"url": "ws://10.0.0.1/"}, "target_not_allowed"), ({"geo": "US"}, "no_agent")],
+    [({"url": "ws://127.0.0.1:1/"}, "target_unreachable"), ({"url": "ws://0.0.0.0:1/"}, "target_not_allowed"), ({"geo": "US"}, "no_agent")],
     ids=["target", "egress", "agent"],
 )
 async def test_failure_after_the_bucket_does_not_give_the_token_back(world, fields, code):
