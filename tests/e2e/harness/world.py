@@ -1,0 +1,69 @@
+"""What a test is handed: it makes gateways, clients and targets, and takes them all down at the end."""
+from __future__ import annotations
+
+import tempfile
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+from .client import KEY, Client
+from .process import Gateway, Process
+from .target import Target, TargetConnection
+
+
+class World:
+    def __init__(self) -> None:
+        self.stack = AsyncExitStack()
+
+    def folder(self) -> Path:
+        return Path(self.stack.enter_context(tempfile.TemporaryDirectory(prefix="ringway-test-")))
+
+    async def gateway(self, **options) -> Gateway:
+        """A running gateway; options as for `Gateway.run` and `gateway_config`."""
+        gateway = await Gateway.run(options.pop("folder", None) or self.folder(), **options)
+        self.stack.push_async_callback(gateway.kill)
+        return gateway
+
+    async def process(self, *arguments: str, **options) -> Process:
+        process = await Process.start(*arguments, **options)
+        self.stack.push_async_callback(process.kill)
+        return process
+
+    def target(self, *arguments, **options) -> Target:
+        target = Target(*arguments, **options)
+        self.stack.callback(target.close)
+        return target
+
+    async def tcp(self, gateway: Gateway, **sizes) -> Client:
+        """A TCP connection to the gateway on which nothing was sent."""
+        client = await Client.tcp(gateway.port, **sizes)
+        self.stack.callback(client.close)
+        return client
+
+    async def client(self, gateway: Gateway, headers: dict | None = None, path: str = "/ws", **sizes) -> Client:
+        """An upgraded client that has not sent its connect message."""
+        client = await self.tcp(gateway, **sizes)
+        await client.upgrade(path, headers)
+        return client
+
+    async def dialling(self, gateway: Gateway, target: Target, rest: str = "/", sizes: dict | None = None, **fields) -> tuple[Client, TargetConnection]:
+        """A client whose connect message was taken: the target has the request and has not answered."""
+        client = await self.client(gateway, **(sizes or {}))
+        await client.connect({"apiKey": KEY, "url": target.url(rest), **fields})
+        connection = await target.accept()
+        await connection.read_request()
+        return client, connection
+
+    async def session(self, gateway: Gateway, target: Target, rest: str = "/", sizes: dict | None = None, **fields) -> tuple[Client, TargetConnection]:
+        """A relayed session: both ends raw, nothing passed yet."""
+        client, connection = await self.dialling(gateway, target, rest, sizes, **fields)
+        await connection.send(connection.switching())
+        await client.expect_connected()
+        return client, connection
+
+    async def pair(self, sizes: dict | None = None, target: dict | None = None, **options) -> tuple[Gateway, Target, Client, TargetConnection]:
+        """A gateway, a target and one session between them."""
+        gateway, made = await self.gateway(**options), self.target(**(target or {}))
+        return gateway, made, *(await self.session(gateway, made, sizes=sizes))
+
+    async def close(self) -> None:
+        await self.stack.aclose()
