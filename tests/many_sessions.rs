@@ -60,11 +60,7 @@ fn run(driver: &str) {
 
     gateway.settle(files, rss_kib + RSS_SLACK_KIB);
     assert!(gateway.files() <= files, "{} open files, {files} before", gateway.files());
-    assert!(
-        gateway.rss_kib() <= rss_kib + RSS_SLACK_KIB,
-        "{} KiB of memory, {rss_kib} KiB before",
-        gateway.rss_kib()
-    );
+    assert!(gateway.rss_kib() <= rss_kib + RSS_SLACK_KIB, "{} KiB of memory, {rss_kib} KiB before", gateway.rss_kib());
     gateway.stop();
 }
 
@@ -91,7 +87,9 @@ fn exchange(gateway: SocketAddr, target: SocketAddr, pool: &Arc<Vec<u8>>, sessio
                 let (pool, everyone) = (Arc::clone(pool), Arc::clone(&everyone));
                 tokio::spawn(async move {
                     let limit = Duration::from_secs(240);
-                    match tokio::time::timeout(limit, session(gateway, target, &pool, &everyone, number, messages)).await {
+                    match tokio::time::timeout(limit, session(gateway, target, &pool, &everyone, number, messages))
+                        .await
+                    {
                         Ok(Ok(bytes)) => bytes,
                         Ok(Err(error)) => panic!("session {number}: {error}"),
                         Err(_) => panic!("session {number}: not done within {limit:?}"),
@@ -107,7 +105,14 @@ fn exchange(gateway: SocketAddr, target: SocketAddr, pool: &Arc<Vec<u8>>, sessio
     })
 }
 
-async fn session(gateway: SocketAddr, target: SocketAddr, pool: &[u8], everyone: &Barrier, number: usize, messages: usize) -> io::Result<u64> {
+async fn session(
+    gateway: SocketAddr,
+    target: SocketAddr,
+    pool: &[u8],
+    everyone: &Barrier,
+    number: usize,
+    messages: usize,
+) -> io::Result<u64> {
     let stream = TcpStream::connect(gateway).await?;
     stream.set_nodelay(true)?;
     let request = format!(
@@ -200,7 +205,9 @@ async fn echo(stream: TcpStream) -> io::Result<()> {
         .expect("a request without Sec-WebSocket-Key");
     let digest = Sha1::digest(format!("{key}258EAFA5-E914-47DA-95CA-C5AB0DC85B11"));
     let accept = base64::engine::general_purpose::STANDARD.encode(digest);
-    let answer = format!("HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: {accept}\r\n\r\n");
+    let answer = format!(
+        "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: {accept}\r\n\r\n"
+    );
     write_all(&stream, answer.as_bytes()).await?;
 
     let mut frames = Frames::default();
@@ -270,7 +277,10 @@ impl Gateway {
         let folder = std::env::temp_dir().join(format!("ringway-many-{driver}-{}", std::process::id()));
         std::fs::create_dir_all(&folder).unwrap();
         let write = |name: &str, text: String| std::fs::write(folder.join(name), text).unwrap();
-        write("keys.toml", format!("[[key]]\nid = \"many\"\nsha256 = \"{KEY_SHA256}\"\nrate = 100000.0\nburst = 100000\n"));
+        write(
+            "keys.toml",
+            format!("[[key]]\nid = \"many\"\nsha256 = \"{KEY_SHA256}\"\nrate = 100000.0\nburst = 100000\n"),
+        );
         write(
             "gateway.toml",
             format!(

@@ -67,7 +67,9 @@ impl Dialler {
         let socket = Rc::new(if target.tls {
             let connection = tls::connection(&self.tls, &target.server_name())
                 .map_err(|error| Failure::TargetUnreachable(format!("TLS: {error}")))?;
-            Socket::handshake(tcp, connection).await.map_err(|error| Failure::TargetUnreachable(tls::explain(&error)))?
+            Socket::handshake(tcp, connection)
+                .await
+                .map_err(|error| Failure::TargetUnreachable(tls::explain(&error)))?
         } else {
             Socket::plain(tcp)
         });

@@ -55,7 +55,8 @@ pub fn answer(bytes: &[u8], key: &str, subprotocols: &[String]) -> Result<Option
         at += head_len;
         match response.code.unwrap_or_default() {
             101 => {
-                let subprotocol = check(response.headers, key, subprotocols).map_err(Failure::TargetHandshakeInvalid)?;
+                let subprotocol =
+                    check(response.headers, key, subprotocols).map_err(Failure::TargetHandshakeInvalid)?;
                 return Ok(Some(Accepted { subprotocol, head_len: at }));
             }
             // RFC 9110 section 15.2: other interim answers may come first, and mean nothing here.
@@ -104,8 +105,7 @@ mod tests {
     use super::*;
 
     const KEY: &str = "dGhlIHNhbXBsZSBub25jZQ==";
-    const GOOD: &str =
-        "Upgrade: WebSocket\r\nConnection: keep-alive, upgrade\r\nSec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n";
+    const GOOD: &str = "Upgrade: WebSocket\r\nConnection: keep-alive, upgrade\r\nSec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n";
 
     fn read(head: &str, offered: &[&str]) -> Result<Option<Accepted>, Failure> {
         let offered: Vec<String> = offered.iter().map(|&name| name.into()).collect();
@@ -148,7 +148,11 @@ mod tests {
             ("Connection: keep-alive, upgrade", "Connection: close", "Connection is not Upgrade"),
             ("s3pPLMBiTxaQ9kYGzzhZRbK+xOo=", "x", "Sec-WebSocket-Accept does not fit the key"),
             ("Sec-WebSocket-Accept", "X-Accept", "Sec-WebSocket-Accept is missing"),
-            ("\r\nConnection", "\r\nSec-WebSocket-Extensions: permessage-deflate\r\nConnection", "an extension that was not asked for"),
+            (
+                "\r\nConnection",
+                "\r\nSec-WebSocket-Extensions: permessage-deflate\r\nConnection",
+                "an extension that was not asked for",
+            ),
             ("\r\nConnection", "\r\nSec-WebSocket-Protocol: c\r\nConnection", "a subprotocol that was not asked for"),
             (
                 "\r\nConnection",

@@ -5,7 +5,10 @@ mod gateway;
 mod key;
 mod process;
 
-use std::{io::{self, Write}, process::ExitCode};
+use std::{
+    io::{self, Write},
+    process::ExitCode,
+};
 
 use clap::{Parser, Subcommand};
 

@@ -36,7 +36,9 @@ fn network(text: &str, address: &str) -> Result<EgressRule, String> {
     let net: IpNet = text.parse().map_err(|_| format!("{text:?} has no prefix length, like \"10.0.0.0/8\""))?;
     if net.addr() != net.network() {
         let trunc = net.trunc();
-        return Err(format!("{text:?} is one host in a network: write \"{trunc}\" for the network, \"{address}\" for the host"));
+        return Err(format!(
+            "{text:?} is one host in a network: write \"{trunc}\" for the network, \"{address}\" for the host"
+        ));
     }
     Ok(EgressRule::Net(unmapped(net)))
 }
@@ -128,8 +130,25 @@ mod tests {
     fn others_are_refused() {
         let too_long = "x".repeat(64);
         for text in [
-            "", ".", "..", "a..b", ".example.com", "a b", "*.example.com", "example.com:80", "[::1]", "10.0.0.0/33",
-            "10.0.0.0/", "1.2.3", "010.0.0.1", "0x7f.1", "256.1.1.1", "a/b", "a%41b", "ws://example.com", "a\nb",
+            "",
+            ".",
+            "..",
+            "a..b",
+            ".example.com",
+            "a b",
+            "*.example.com",
+            "example.com:80",
+            "[::1]",
+            "10.0.0.0/33",
+            "10.0.0.0/",
+            "1.2.3",
+            "010.0.0.1",
+            "0x7f.1",
+            "256.1.1.1",
+            "a/b",
+            "a%41b",
+            "ws://example.com",
+            "a\nb",
             too_long.as_str(),
         ] {
             assert!(rule(text).is_err(), "{text:?} gave {:?}", rule(text));

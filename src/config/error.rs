@@ -107,10 +107,7 @@ mod tests {
         let error = ConfigError::new(Path::new("gateway.toml"), "unknown key \"adress\" in [listen]");
         assert_eq!(error.to_string(), "gateway.toml: unknown key \"adress\" in [listen]");
         let error = error.at_line(12).with_hint("did you mean \"addr\"?");
-        assert_eq!(
-            error.to_string(),
-            "gateway.toml:12: unknown key \"adress\" in [listen]; did you mean \"addr\"?"
-        );
+        assert_eq!(error.to_string(), "gateway.toml:12: unknown key \"adress\" in [listen]; did you mean \"addr\"?");
         let syntax = ConfigError { column: Some(3), hint: None, ..error };
         assert!(syntax.to_string().starts_with("gateway.toml:12:3: unknown"));
         let both = ConfigErrors(vec![syntax.clone(), syntax]);

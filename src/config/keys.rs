@@ -112,7 +112,8 @@ pub fn expires(text: &str) -> Result<SystemTime, String> {
 
 fn rate_value(value: &DeValue<'_>) -> Result<f64, Wrong> {
     // NaN is in no range, so the one message serves for both.
-    rate(value::number(value).unwrap_or(f64::NAN)).map_err(|wrong| format!("{wrong}; not {}", value::show(value)).into())
+    rate(value::number(value).unwrap_or(f64::NAN))
+        .map_err(|wrong| format!("{wrong}; not {}", value::show(value)).into())
 }
 
 fn expires_value(value: &DeValue<'_>) -> Result<SystemTime, Wrong> {

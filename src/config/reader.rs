@@ -113,9 +113,9 @@ impl<'t> Section<'_, 't> {
             self.wrong(key, value.span().start, wrong.hint(format!("write {key} = {example}")));
             return None;
         };
-        let read = items.iter().map(|item| {
-            read(item.get_ref()).map_err(|wrong| self.wrong(key, item.span().start, wrong)).ok()
-        });
+        let read = items
+            .iter()
+            .map(|item| read(item.get_ref()).map_err(|wrong| self.wrong(key, item.span().start, wrong)).ok());
         // Every item is read before the first bad one ends the collection.
         read.collect::<Vec<_>>().into_iter().collect()
     }
@@ -244,7 +244,8 @@ impl<'t> File<'t> {
     }
 
     fn unknown(&self, label: &'static str, key: &str, value: &DeValue<'_>) -> Wrong {
-        let is_table = value.is_table() || value.as_array().is_some_and(|items| items.iter().any(|i| i.get_ref().is_table()));
+        let is_table =
+            value.is_table() || value.as_array().is_some_and(|items| items.iter().any(|i| i.get_ref().is_table()));
         let what = match (is_table, label) {
             (true, "") => format!("unknown table {}", bracketed(key)),
             (true, _) => format!("unknown table {} in {label}", bracketed(key)),

@@ -42,10 +42,7 @@ mod tests {
         for (text, ms) in [("10s", 10_000), ("500ms", 500), ("1m 30s", 90_000), ("1m30s", 90_000), ("2h", 7_200_000)] {
             assert_eq!(duration(text), Ok(Duration::from_millis(ms)), "{text}");
         }
-        assert_eq!(
-            duration("10").unwrap_err(),
-            "a duration needs its unit: \"10s\" or \"10ms\", not \"10\""
-        );
+        assert_eq!(duration("10").unwrap_err(), "a duration needs its unit: \"10s\" or \"10ms\", not \"10\"");
         for text in ["", " ", "s", "ten seconds", "-1s", "10 parsecs", "99999999999999999999s"] {
             assert!(duration(text).is_err(), "{text}");
         }

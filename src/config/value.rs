@@ -66,7 +66,9 @@ pub(super) fn socket_addr(value: &DeValue<'_>) -> Result<SocketAddr, Wrong> {
         return Err(wrong().hint("write \"127.0.0.1:8080\" or \"[::]:8080\""));
     };
     text.parse().map_err(|_| match text.rsplit_once(':') {
-        Some(("", port)) | Some(("*", port)) => wrong().hint(format!("for every IPv4 address write \"0.0.0.0:{port}\"")),
+        Some(("", port)) | Some(("*", port)) => {
+            wrong().hint(format!("for every IPv4 address write \"0.0.0.0:{port}\""))
+        }
         Some(("localhost", port)) => wrong().hint(format!("write \"127.0.0.1:{port}\"")),
         _ => wrong().hint("write \"127.0.0.1:8080\" or \"[::]:8080\""),
     })

@@ -136,7 +136,9 @@ fn parse(head: &[u8]) -> Result<Option<Request>, BadRequest> {
         [] => chunked,
         // RFC 9112 section 6.3: such requests are how smuggling is done.
         _ if chunked => return Err(BadRequest::Broken("both Content-Length and Transfer-Encoding")),
-        [length] if !length.is_empty() && length.iter().all(u8::is_ascii_digit) => length.iter().any(|digit| *digit != b'0'),
+        [length] if !length.is_empty() && length.iter().all(u8::is_ascii_digit) => {
+            length.iter().any(|digit| *digit != b'0')
+        }
         _ => return Err(BadRequest::Broken("Content-Length is not a number")),
     };
     // Nothing here takes a body: what would be one is not read, so the connection cannot go on behind it.
@@ -309,7 +311,10 @@ mod tests {
             ("GET / HTTP/1.1\r\nno colon\r\n\r\n".into(), BadRequest::Broken("not an HTTP/1.1 request")),
             ("GET / HTTP/1.1\r\n\r\n".into(), BadRequest::Broken("the Host header is missing")),
             ("GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n".into(), BadRequest::Broken("more than one Host header")),
-            ("GET http://h/ HTTP/1.1\r\nHost: h\r\n\r\n".into(), BadRequest::Broken("the request target must be a path")),
+            (
+                "GET http://h/ HTTP/1.1\r\nHost: h\r\n\r\n".into(),
+                BadRequest::Broken("the request target must be a path"),
+            ),
             (
                 "GET / HTTP/1.1\r\nHost: h\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n".into(),
                 BadRequest::Broken("both Content-Length and Transfer-Encoding"),

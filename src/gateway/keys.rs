@@ -74,9 +74,9 @@ impl Keys {
     /// [`Failure::TooManySessions`], which costs nothing, or [`Failure::RateLimited`].
     pub fn admit(&self, key: &Arc<Key>, now: Instant) -> Result<SessionOfKey, Failure> {
         let limit = key.max_sessions.unwrap_or(u64::MAX);
-        let counted = key.sessions.try_update(Ordering::Relaxed, Ordering::Relaxed, |sessions| {
-            (sessions < limit).then_some(sessions + 1)
-        });
+        let counted = key
+            .sessions
+            .try_update(Ordering::Relaxed, Ordering::Relaxed, |sessions| (sessions < limit).then_some(sessions + 1));
         if counted.is_err() {
             return Err(Failure::TooManySessions);
         }

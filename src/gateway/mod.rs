@@ -62,7 +62,12 @@ impl Gateway {
     ///
     /// # Errors
     /// An address cannot be bound, a file cannot be read, or a thread not be started; the error says which.
-    pub fn start(config: GatewayConfig, keys: Vec<KeyEntry>, driver: &Driver, threads: &mut Threads) -> io::Result<Self> {
+    pub fn start(
+        config: GatewayConfig,
+        keys: Vec<KeyEntry>,
+        driver: &Driver,
+        threads: &mut Threads,
+    ) -> io::Result<Self> {
         let workers = config.runtime.worker_threads();
         let mut addresses = Vec::new();
         let mut listeners: Vec<Vec<TcpListener>> = (0..workers).map(|_| Vec::new()).collect();

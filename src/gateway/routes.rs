@@ -13,7 +13,10 @@ use super::{
 pub(super) enum Route {
     Answer(Response),
     /// The client protocol begins, once this Sec-WebSocket-Accept has been sent.
-    WebSocket { accept: String, api_key: Option<String> },
+    WebSocket {
+        accept: String,
+        api_key: Option<String>,
+    },
 }
 
 #[derive(Serialize)]

@@ -120,7 +120,8 @@ impl Worker {
                 }
                 Err(error) => {
                     // A connection that was gone before it was accepted (ECONNABORTED and the like) is no reason.
-                    if matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM)) {
+                    if matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM))
+                    {
                         if !resting {
                             tracing::error!("cannot accept connections: {error}; trying again every {ACCEPT_REST:?}");
                         }

@@ -41,7 +41,9 @@ pub fn connected(node_id: &str, subprotocol: Option<&str>) -> Vec<u8> {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Failure {
     InvalidKey,
-    RateLimited { retry_after: Duration },
+    RateLimited {
+        retry_after: Duration,
+    },
     TooManySessions,
     /// With what is wrong, naming the field.
     InvalidConnectMessage(String),
@@ -50,7 +52,9 @@ pub enum Failure {
     /// With the cause in words.
     TargetUnreachable(String),
     /// The target answered other than 101.
-    TargetRejected { status: u16 },
+    TargetRejected {
+        status: u16,
+    },
     /// The target's 101 is not valid, with what is wrong with it.
     TargetHandshakeInvalid(String),
     TargetTimeout,

@@ -227,6 +227,12 @@ impl Relay {
         let session = self.session.borrow();
         let (frames_from_client, bytes_from_client) = session.passed(Side::Client);
         let (frames_from_target, bytes_from_target) = session.passed(Side::Target);
-        Summary { frames_from_client, frames_from_target, bytes_from_client, bytes_from_target, ending: session.ending() }
+        Summary {
+            frames_from_client,
+            frames_from_target,
+            bytes_from_client,
+            bytes_from_target,
+            ending: session.ending(),
+        }
     }
 }

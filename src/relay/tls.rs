@@ -175,7 +175,9 @@ fn drain(connection: &mut Connection, out: &mut [u8]) -> io::Result<Drained> {
         match reader.read(&mut out[len..]) {
             Ok(0) => return Ok(Drained { len, more: false, ended: true }),
             Ok(read) => len += read,
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(Drained { len, more: false, ended: false }),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                return Ok(Drained { len, more: false, ended: false });
+            }
             Err(error) => return Err(error),
         }
     }

@@ -56,7 +56,9 @@ impl Driver {
     pub fn log(&self) {
         match self {
             Self::IoUring(flags) => tracing::info!(driver = "io_uring", ?flags, "worker threads run on io_uring"),
-            Self::Epoll(None) => tracing::info!(driver = "epoll", "worker threads run on epoll, as runtime.driver says"),
+            Self::Epoll(None) => {
+                tracing::info!(driver = "epoll", "worker threads run on epoll, as runtime.driver says")
+            }
             Self::Epoll(Some(reason)) => tracing::warn!(driver = "epoll", "worker threads run on epoll: {reason}"),
         }
     }

@@ -11,7 +11,7 @@ from harness.process import key_entry
 SLOW = 0.001  # tokens a second: none comes back during a test
 
 
-async def attempt(world, gateway, url: str, **fields) -> dict:
+async def attempt(world, gateway, url: str, /, **fields) -> dict:
     """One session's first answer: connected, or the error."""
     client = await world.client(gateway)
     await client.connect({"apiKey": KEY, "url": url, **fields})
@@ -19,7 +19,6 @@ async def attempt(world, gateway, url: str, **fields) -> dict:
     if got["type"] == "error":
         await client.expect_close(1011 if got["code"] in ("no_agent", "target_unreachable", "target_rejected", "target_timeout") else 1008)
         await client.finish(1008)
-    client.answer = got
     return got | {"client": client}
 
 

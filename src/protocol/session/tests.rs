@@ -102,9 +102,10 @@ impl World {
             }
             // Nothing to do but to let time pass: to the next tick, or to when a peer begins to read.
             let tick = self.session.next_tick(self.now);
-            let reads = Side::BOTH.iter().filter(|side| !self.reads(**side)).map(|side| {
-                self.start + Duration::from_secs(self.peers[side.index()].script.reads_from)
-            });
+            let reads = Side::BOTH
+                .iter()
+                .filter(|side| !self.reads(**side))
+                .map(|side| self.start + Duration::from_secs(self.peers[side.index()].script.reads_from));
             let Some(next) = tick.into_iter().chain(reads).min() else {
                 self.now += Duration::from_secs(1);
                 continue;

@@ -1,4 +1,4 @@
-"""A network of a test's own: a namespace with loopback, a hole that swallows packets, and a DNS server.
+"""A network of a test's own: a namespace with loopback, addresses that swallow packets, and a DNS server.
 
 The namespace has no name: it lives as long as the thread, the sockets and the children that are in it.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import functools
+import inspect
 import os
 import socket
 import struct
@@ -21,12 +22,10 @@ from .world import World
 CLONE_NEWNET = 0x40000000
 SETUP = """
 ip link set lo up
-ip link add hole type dummy
-ip link set hole up
-ip addr add 10.77.0.1/24 dev hole
-ip -6 addr add fd77::1/64 dev hole nodad
+ip route add 10.77.0.0/24 dev lo
+ip -6 route add fd77::/64 dev lo
 """
-"""What is sent to 10.77.0.0/24 or fd77::/64 (but .1 and ::1) is swallowed."""
+"""What is sent to 10.77.0.0/24 or fd77::/64 comes back on loopback, is nobody's, and so is swallowed."""
 
 
 class Dns:
@@ -106,5 +105,5 @@ def in_namespace(test):
             raise failure[0]
 
     del run.__wrapped__
-    run.__signature__ = __import__("inspect").Signature()
+    run.__signature__ = inspect.Signature()
     return run
