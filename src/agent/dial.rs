@@ -86,7 +86,7 @@ impl Dialler {
                     return Err(Failure::TargetNotAllowed);
                 };
                 let answer = self.resolver.lookup(name).await;
-                let answer = answer.map_err(|error| Failure::TargetUnreachable(error.to_string()))?;
+                let answer = answer.map_err(|error| Failure::TargetUnreachable(format!("DNS: {error}")))?;
                 let v6 = answer.v6.into_iter().map(IpAddr::V6);
                 let addresses = v6.chain(answer.v4.into_iter().map(IpAddr::V4)).collect();
                 self.egress.filter(host_allowed, addresses).map_err(forbidden)

@@ -18,9 +18,9 @@ pub struct Accepted {
 /// The request's bytes. `key` is the value of Sec-WebSocket-Key.
 pub fn request(connect: &ConnectRequest, key: &str) -> Vec<u8> {
     let mut out = format!(
-        "GET {} HTTP/1.1\r\nHost: {}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Key: {key}\r\n\
+        "GET {} HTTP/1.1\r\n{}: {}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Key: {key}\r\n\
          Sec-WebSocket-Version: 13\r\n",
-        connect.target.path_and_query, connect.host
+        connect.target.path_and_query, connect.host.0, connect.host.1
     );
     for (name, value) in &connect.headers {
         out.push_str(name);

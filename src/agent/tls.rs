@@ -1,24 +1,23 @@
 //! TLS towards `wss://` targets: trusted roots, and what went wrong in words.
-use std::{fmt, io, path::Path, sync::Arc};
+use std::{io, sync::Arc};
 
 use rustls::{ClientConfig, ClientConnection, RootCertStore, pki_types::ServerName};
-use rustls_pki_types::{CertificateDer, pem::PemObject};
+use rustls_pki_types::CertificateDer;
 
-/// The configuration of every connection to a `wss://` target: the platform's roots and those of `ca_file`.
+/// The configuration of every connection to a `wss://` target: the platform's roots, and `extra` ones.
 ///
 /// # Errors
-/// `ca_file` cannot be read, or holds no certificate that can serve as a root.
-pub fn client_config(ca_file: Option<&Path>) -> io::Result<Arc<ClientConfig>> {
+/// One of `extra` cannot serve as a root.
+pub fn client_config(extra: Vec<CertificateDer<'static>>) -> io::Result<Arc<ClientConfig>> {
     let mut roots = RootCertStore::empty();
     let native = rustls_native_certs::load_native_certs();
     roots.add_parsable_certificates(native.certs);
-    if roots.is_empty() {
+    if roots.is_empty() && extra.is_empty() {
         let errors: Vec<String> = native.errors.iter().map(ToString::to_string).collect();
         tracing::warn!("no trusted roots on this system, so wss:// targets need egress.ca_file {}", errors.join(", "));
     }
-    if let Some(path) = ca_file {
-        add_roots(&mut roots, path)
-            .map_err(|error| io::Error::new(error.kind(), format!("ca_file {}: {error}", path.display())))?;
+    for root in extra {
+        roots.add(root).map_err(io::Error::other)?;
     }
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let mut config = ClientConfig::builder_with_provider(provider)
@@ -39,22 +38,6 @@ pub fn connection(config: &Arc<ClientConfig>, server_name: &str) -> Result<rustl
     let name = ServerName::try_from(server_name.to_owned())
         .map_err(|_| rustls::Error::General(format!("no certificate can be for the name {server_name:?}")))?;
     Ok(ClientConnection::new(config.clone(), name)?.into())
-}
-
-fn add_roots(roots: &mut RootCertStore, path: &Path) -> io::Result<()> {
-    let invalid = |error: &dyn fmt::Display| io::Error::new(io::ErrorKind::InvalidData, error.to_string());
-    let certificates = CertificateDer::pem_file_iter(path).map_err(|error| match error {
-        rustls_pki_types::pem::Error::Io(error) => error,
-        error => invalid(&error),
-    })?;
-    let before = roots.len();
-    for certificate in certificates {
-        roots.add(certificate.map_err(|error| invalid(&error))?).map_err(|error| invalid(&error))?;
-    }
-    if roots.len() == before {
-        return Err(invalid(&"no certificate in it"));
-    }
-    Ok(())
 }
 
 /// What a failed handshake means, in words that name TLS.

@@ -49,6 +49,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let _logs = process::start_logs()?;
     threads::raise_open_files();
     let config = configuration(args);
+    let roots = config.egress.roots()?;
     let driver = Driver::choose(config.runtime.driver)?;
     driver.log();
     let secret = key::generate()?;
@@ -58,7 +59,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     // The echo target outlives the sessions that end on Ctrl-C.
     let mut target = Threads::without_signals();
     let echo = echo::start(listen::free_or_any(loopback(ECHO_PORT)), &driver, &mut target)?;
-    let gateway = Gateway::start(config, keys, &driver, &mut threads)?;
+    let gateway = Gateway::start(config, keys, roots, &driver, &mut threads)?;
     let public = gateway.addresses[0];
     process::announce(public, "public");
     process::announce(echo, "echo");
@@ -104,6 +105,12 @@ Try it with wscat:
 and paste the connect message; whatever you type behind it comes back:
 
   {message}
+
+In a browser's console:
+
+  ws = new WebSocket("ws://{public}/ws")
+  ws.onmessage = (event) => console.log(event.data)
+  ws.onopen = () => ws.send('{message}')
 
 With curl:
 

@@ -26,17 +26,18 @@ pub struct Args {
 /// Runs until a signal ends it.
 ///
 /// # Errors
-/// Something could not be started; the error says what. What is wrong with the files is reported by itself.
+/// The files are not usable, or something could not be started; the error says what.
 pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let _logs = process::start_logs()?;
     let config = GatewayConfig::load(&args.config)?;
     let keys = keys::load(&config.keys.file)?;
+    let roots = config.egress.roots()?;
     threads::raise_open_files();
     let driver = Driver::choose(config.runtime.driver).context("runtime.driver")?;
     driver.log();
     let drain = config.limits.drain;
     let mut threads = Threads::with_signals()?;
-    let gateway = Gateway::start(config, keys, &driver, &mut threads)?;
+    let gateway = Gateway::start(config, keys, roots, &driver, &mut threads)?;
     for address in &gateway.addresses {
         process::announce(*address, "public");
     }

@@ -1,19 +1,195 @@
-//! key
-use crate::config::KeyEntry;
+//! `ringway key new`: makes an API key and its entry in keys.toml. The key is shown once and stored nowhere.
+use std::{
+    fmt::Write as _,
+    fs::{File, OpenOptions, Permissions},
+    io::{self, Read, Seek, SeekFrom, Write},
+    os::unix::fs::{OpenOptionsExt, PermissionsExt},
+    path::{Path, PathBuf},
+    process::ExitCode,
+    time::SystemTime,
+};
+
+use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use sha2::{Digest, Sha256};
-pub fn generate() -> anyhow::Result<String> {
-    let mut b = [0u8; 32];
-    getrandom::fill(&mut b).map_err(|e| anyhow::anyhow!("{e}"))?;
-    use base64::Engine;
-    Ok(format!("rw_{}", base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(b)))
+
+use super::process::UsageError;
+use crate::config::{KeyEntry, keys, names};
+
+/// Random bytes in a key: nobody guesses 256 bits.
+const KEY_BYTES: usize = 32;
+/// Readable and writable by the owner only.
+const MODE: u32 = 0o600;
+
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    #[command(subcommand)]
+    command: Command,
 }
-pub fn entry(id: &str, secret: &str) -> KeyEntry {
+
+#[derive(Debug, clap::Subcommand)]
+enum Command {
+    /// Make a key: print it once, and print or store its entry, which holds its SHA-256 only
+    New(NewArgs),
+}
+
+#[derive(Debug, clap::Args)]
+struct NewArgs {
+    /// What stands for the key in logs and metrics
+    #[arg(long, value_name = "NAME", value_parser = names::key_id)]
+    id: String,
+    /// Sessions a second that it may open, also a fraction [default: 10]
+    #[arg(long, value_name = "N", value_parser = rate)]
+    rate: Option<f64>,
+    /// Sessions that it may open at once after a pause [default: the rate, rounded up]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    burst: Option<u32>,
+    /// Sessions that it may have at a time [default: no bound of its own]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    max_sessions: Option<u64>,
+    /// When it ends, like 2027-01-01T00:00:00Z [default: never]
+    #[arg(long, value_name = "TIME", value_parser = expires)]
+    expires: Option<String>,
+    /// Append the entry to this file, and make the file where there is none
+    #[arg(long, value_name = "FILE")]
+    file: Option<PathBuf>,
+}
+
+fn rate(text: &str) -> Result<f64, String> {
+    keys::rate(text.parse().unwrap_or(f64::NAN))
+}
+
+fn expires(text: &str) -> Result<String, String> {
+    match keys::expires(text)? {
+        moment if moment <= SystemTime::now() => Err("has passed already".to_owned()),
+        _ => Ok(text.trim().to_owned()),
+    }
+}
+
+/// Runs a command on keys.
+///
+/// # Errors
+/// The file cannot be read or written, is broken, or has an entry of that id.
+pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    let Command::New(args) = &args.command;
+    let key = generate()?;
+    let entry = block(args, &key);
+    let printed = match &args.file {
+        Some(file) => {
+            append(file, &args.id, &entry)?;
+            format!("{key}\n")
+        }
+        None => format!("{key}\n\n{entry}"),
+    };
+    // The entry is stored already, so a key that nobody got to see is a failure.
+    io::stdout().write_all(printed.as_bytes())?;
+    let stored = match &args.file {
+        Some(file) => format!("its entry {:?} is in {}", args.id, file.display()),
+        None => "add the entry below it to your keys file".to_owned(),
+    };
+    let _ = writeln!(io::stderr(), "This is the only time the key is shown; {stored}.");
+    Ok(ExitCode::SUCCESS)
+}
+
+/// A fresh key.
+///
+/// # Errors
+/// The system has no randomness to give.
+pub fn generate() -> io::Result<String> {
+    let mut bytes = [0; KEY_BYTES];
+    getrandom::fill(&mut bytes)?;
+    Ok(format!("rw_{}", URL_SAFE_NO_PAD.encode(bytes)))
+}
+
+/// The entry of a key with all its defaults.
+pub fn entry(id: &str, key: &str) -> KeyEntry {
     KeyEntry {
-        id: id.into(),
-        sha256: Sha256::digest(secret).into(),
-        rate: 10.0,
-        burst: 10,
+        id: id.to_owned(),
+        sha256: Sha256::digest(key).into(),
+        rate: keys::DEFAULT_RATE,
+        burst: keys::default_burst(keys::DEFAULT_RATE),
         max_sessions: None,
         expires: None,
+    }
+}
+
+/// The `[[key]]` table. What the user did not name is left out, so that it stays the default.
+fn block(args: &NewArgs, key: &str) -> String {
+    let mut block = format!("[[key]]\nid = \"{}\"\nsha256 = \"", args.id);
+    for byte in Sha256::digest(key) {
+        let _ = write!(block, "{byte:02x}");
+    }
+    block.push_str("\"\n");
+    let mut line = |name, value: Option<String>| {
+        if let Some(value) = value {
+            let _ = writeln!(block, "{name} = {value}");
+        }
+    };
+    line("rate", args.rate.map(|rate| rate.to_string()));
+    line("burst", args.burst.map(|burst| burst.to_string()));
+    line("max_sessions", args.max_sessions.map(|sessions| sessions.to_string()));
+    line("expires", args.expires.as_ref().map(|expires| format!("\"{expires}\"")));
+    block
+}
+
+/// Appends an entry, if the file is valid and stays so. The lock keeps two of us from writing at a time.
+fn append(path: &Path, id: &str, entry: &str) -> anyhow::Result<()> {
+    let failed = |error: io::Error| anyhow::anyhow!("{}: {error}", path.display());
+    let mut file = OpenOptions::new().read(true).append(true).create(true).mode(MODE).open(path).map_err(failed)?;
+    file.lock().map_err(failed)?;
+    let added = addition(&mut file, path, id, entry)?;
+    file.set_permissions(Permissions::from_mode(MODE)).map_err(failed)?;
+    // One write, so that a gateway that reloads meanwhile reads all of the entry or nothing of it.
+    file.write_all(added.as_bytes()).and_then(|()| file.sync_all()).map_err(failed)
+}
+
+/// What to append to the file, checked.
+fn addition(file: &mut File, path: &Path, id: &str, entry: &str) -> anyhow::Result<String> {
+    let mut bytes = Vec::new();
+    file.seek(SeekFrom::Start(0))?;
+    file.read_to_end(&mut bytes)?;
+    let text = crate::config::utf8(bytes, path)?;
+    if keys::parse(&text, path)?.iter().any(|key| key.id == id) {
+        return Err(UsageError::new(format!("{}: has a key {id:?} already; choose another id", path.display())).into());
+    }
+    let gap = match text.as_str() {
+        "" => "",
+        text if text.ends_with('\n') => "\n",
+        _ => "\n\n",
+    };
+    let added = format!("{gap}{entry}");
+    keys::parse(&format!("{text}{added}"), path)?;
+    Ok(added)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_differ_and_are_long() {
+        let (one, other) = (generate().unwrap(), generate().unwrap());
+        assert_ne!(one, other);
+        assert!(one.starts_with("rw_") && one.len() >= 3 + KEY_BYTES * 4 / 3, "{one}");
+    }
+
+    #[test]
+    fn block_is_read_back_as_given() {
+        let args = NewArgs {
+            id: "acme".into(),
+            rate: Some(0.5),
+            burst: Some(7),
+            max_sessions: Some(100),
+            expires: Some("2999-01-01T00:00:00Z".into()),
+            file: None,
+        };
+        let key = generate().unwrap();
+        let text = block(&args, &key);
+        assert!(!text.contains(&key));
+        let read = keys::parse(&text, Path::new("keys.toml")).unwrap();
+        let expires = Some(keys::expires("2999-01-01T00:00:00Z").unwrap());
+        let expected = KeyEntry { rate: 0.5, burst: 7, max_sessions: Some(100), expires, ..entry("acme", &key) };
+        assert_eq!(read, [expected]);
+        let plain = NewArgs { rate: None, burst: None, max_sessions: None, expires: None, ..args };
+        assert_eq!(keys::parse(&block(&plain, &key), Path::new("keys.toml")).unwrap(), [entry("acme", &key)]);
     }
 }

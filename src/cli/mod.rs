@@ -1,4 +1,5 @@
 //! The command line: one file a command.
+mod check;
 mod dev;
 mod echo;
 mod gateway;
@@ -14,20 +15,34 @@ use clap::{Parser, Subcommand};
 
 use crate::config::ConfigErrors;
 
+/// A WebSocket relay for edge nodes: clients connect to a gateway, name a target, and every frame passes untouched.
 #[derive(Debug, Parser)]
-#[command(name = "ringway", version, about)]
+#[command(name = "ringway", version, after_help = AFTER_HELP)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
 }
 
+const AFTER_HELP: &str = "\
+Start with `ringway dev`.
+
+Environment:
+  RINGWAY_LOG         log levels: error, warn, info (default), debug, trace, or per module: ringway::agent=debug
+  RINGWAY_LOG_FORMAT  text (default) or json
+
+Exit codes: 0 done, 1 failed while running, 2 usage or configuration";
+
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// A gateway, an agent and an echo target on this machine, with lines to paste
+    /// Run a gateway, an agent and an echo target on this machine, and print lines to paste
     Dev(dev::Args),
-    /// The gateway
+    /// Run the gateway
     Gateway(gateway::Args),
-    /// A WebSocket server that sends back what it gets
+    /// Check a configuration file
+    Check(check::Args),
+    /// Make API keys
+    Key(key::Args),
+    /// Run a WebSocket server that sends back what it gets
     Echo(echo::Args),
 }
 
@@ -36,11 +51,17 @@ pub fn run() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Dev(args) => dev::run(&args),
         Command::Gateway(args) => gateway::run(&args),
+        Command::Check(args) => check::run(&args),
+        Command::Key(args) => key::run(&args),
         Command::Echo(args) => echo::run(&args),
     };
     result.unwrap_or_else(|error| {
-        let usage = error.is::<ConfigErrors>() || error.is::<process::UsageError>();
+        // Its lines begin with the file's name, as compilers' do, so that editors find the place.
+        if let Some(errors) = error.downcast_ref::<ConfigErrors>() {
+            let _ = writeln!(io::stderr(), "{errors}");
+            return ExitCode::from(process::USAGE);
+        }
         let _ = writeln!(io::stderr(), "ringway: {error:#}");
-        ExitCode::from(if usage { process::USAGE } else { process::FAILED })
+        ExitCode::from(if error.is::<process::UsageError>() { process::USAGE } else { process::FAILED })
     })
 }

@@ -22,6 +22,12 @@ pub const USAGE: u8 = 2;
 #[error("{0}")]
 pub struct UsageError(String);
 
+impl UsageError {
+    pub fn new(message: impl Into<String>) -> Self {
+        Self(message.into())
+    }
+}
+
 /// Begins to log.
 ///
 /// # Errors

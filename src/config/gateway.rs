@@ -8,10 +8,12 @@ use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use rustls_pki_types::CertificateDer;
+
 use super::egress::EgressRule;
 use super::error::{ConfigErrors, Wrong};
 use super::reader::{self, Section};
-use super::{names, read_file, value};
+use super::{certs, names, read_file, value};
 
 const MAX_WORKERS: u64 = 1024;
 const MAX_CONNECTIONS: u64 = 100_000_000;
@@ -128,6 +130,13 @@ impl RuntimeConfig {
     pub fn worker_threads(&self) -> usize {
         let cores = || std::thread::available_parallelism().map_or(1, |cores| cores.get());
         if self.workers == 0 { cores() } else { self.workers }
+    }
+}
+
+impl EgressConfig {
+    /// What stands in `ca_file`: roots to trust beside the platform's own.
+    pub fn roots(&self) -> Result<Vec<CertificateDer<'static>>, ConfigErrors> {
+        self.ca_file.as_deref().map_or(Ok(Vec::new()), certs::load_roots)
     }
 }
 

@@ -13,7 +13,8 @@ use super::error::{ConfigErrors, Wrong};
 use super::reader::{self, Section};
 use super::{names, read_file, value};
 
-const DEFAULT_RATE: f64 = 10.0;
+/// Tokens a second of an entry that names no rate.
+pub const DEFAULT_RATE: f64 = 10.0;
 /// One session in thirty years to a million a second: what lies outside is a typing error, and within it the bucket's
 /// arithmetic in nanoseconds stays exact enough.
 const RATE: std::ops::RangeInclusive<f64> = 1e-9..=1e6;

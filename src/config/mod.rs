@@ -34,6 +34,11 @@ pub use keys::KeyEntry;
 /// Reads a configuration file as text; what cannot be read, or is not UTF-8, is an error that names the file.
 pub fn read_file(path: &Path) -> Result<String, ConfigErrors> {
     let bytes = std::fs::read(path).map_err(|error| ConfigError::unreadable(path, &error))?;
+    utf8(bytes, path)
+}
+
+/// A configuration file's bytes as text; `path` is for the error.
+pub fn utf8(bytes: Vec<u8>, path: &Path) -> Result<String, ConfigErrors> {
     String::from_utf8(bytes).map_err(|error| {
         let good = error.utf8_error().valid_up_to();
         let line = 1 + error.as_bytes()[..good].iter().filter(|&&byte| byte == b'\n').count();

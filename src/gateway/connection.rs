@@ -73,7 +73,9 @@ async fn requests(worker: &Worker, client: &mut Client) -> Option<(String, Optio
             match reader.next(&mut client.input) {
                 Ok(Some(request)) => match routes::route(&worker.shared, &request) {
                     Route::WebSocket { accept, api_key } => return Some((accept, api_key)),
-                    Route::Answer(answer) => break (answer, request.keep_alive && !worker.draining()),
+                    Route::Answer(answer) => {
+                        break (answer.to(&request), request.keep_alive && !worker.draining());
+                    }
                 },
                 Ok(None) => {}
                 Err(bad) => break (Response::from(bad), false),
@@ -135,9 +137,13 @@ impl Client {
         let mut scanner = (expected == Expected::Close).then(Scanner::default);
         loop {
             let closed = match &mut scanner {
-                Some(scanner) => {
-                    let scanned = scanner.scan(&self.input, Until::InputEnd, &mut FrameCounts::default());
+                Some(frames) => {
+                    let scanned = frames.scan(&self.input, Until::InputEnd, &mut FrameCounts::default());
                     self.input.drain(..scanned.len);
+                    if scanned.stop == Stop::LengthOverflow {
+                        // Nobody knows where the next frame begins.
+                        scanner = None;
+                    }
                     scanned.stop == Stop::Close
                 }
                 None => {

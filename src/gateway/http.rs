@@ -193,11 +193,13 @@ pub struct Response {
     status: u16,
     headers: Vec<(&'static str, String)>,
     body: String,
+    /// The answer to HEAD: all but the body (RFC 9110 section 9.3.2).
+    head_only: bool,
 }
 
 impl Response {
     pub fn json(status: u16, body: String) -> Self {
-        Self { status, headers: Vec::new(), body }
+        Self { status, headers: Vec::new(), body, head_only: false }
     }
 
     /// An error, in the shape that all errors of the gateway have.
@@ -208,6 +210,11 @@ impl Response {
     pub fn with(mut self, name: &'static str, value: impl Into<String>) -> Self {
         self.headers.push((name, value.into()));
         self
+    }
+
+    /// Fits it to the request that it answers.
+    pub fn to(self, request: &Request) -> Self {
+        Self { head_only: request.method == "HEAD", ..self }
     }
 
     pub fn to_bytes(&self, keep_alive: bool) -> Vec<u8> {
@@ -221,8 +228,16 @@ impl Response {
         for (name, value) in &self.headers {
             out.push_str(&format!("{name}: {value}\r\n"));
         }
-        out.push_str(if keep_alive { "\r\n" } else { "Connection: close\r\n\r\n" });
-        out.push_str(&self.body);
+        // RFC 9110 section 7.8: who sends Upgrade names it in Connection too.
+        let upgrade = self.headers.iter().any(|(name, _)| *name == "Upgrade").then_some("Upgrade");
+        let connection: Vec<&str> = upgrade.into_iter().chain((!keep_alive).then_some("close")).collect();
+        if !connection.is_empty() {
+            out.push_str(&format!("Connection: {}\r\n", connection.join(", ")));
+        }
+        out.push_str("\r\n");
+        if !self.head_only {
+            out.push_str(&self.body);
+        }
         out.into_bytes()
     }
 }

@@ -19,6 +19,8 @@ use std::{
     },
 };
 
+use rustls_pki_types::CertificateDer;
+
 use self::keys::Keys;
 use crate::{
     agent::{dial::Dialler, egress::Egress, tls},
@@ -58,13 +60,15 @@ pub struct Gateway {
 }
 
 impl Gateway {
-    /// Binds the listeners and starts the workers on `threads`.
+    /// Binds the listeners and starts the workers on `threads`. `roots` are what `wss://` targets may show beside the
+    /// platform's own.
     ///
     /// # Errors
-    /// An address cannot be bound, a file cannot be read, or a thread not be started; the error says which.
+    /// An address cannot be bound, or a thread not be started; the error says which.
     pub fn start(
         config: GatewayConfig,
         keys: Vec<KeyEntry>,
+        roots: Vec<CertificateDer<'static>>,
         driver: &Driver,
         threads: &mut Threads,
     ) -> io::Result<Self> {
@@ -76,7 +80,7 @@ impl Gateway {
             addresses.extend(bound.first().map(TcpListener::local_addr).transpose()?);
             listeners.iter_mut().zip(bound).for_each(|(worker, listener)| worker.push(listener));
         }
-        let shared = Arc::new(Shared::new(config, keys)?);
+        let shared = Arc::new(Shared::new(config, keys, roots)?);
         let cores = allowed_cores();
         for (index, listeners) in listeners.into_iter().enumerate() {
             let shared = shared.clone();
@@ -95,11 +99,11 @@ impl Shared {
         self.draining.store(true, Ordering::Relaxed);
     }
 
-    fn new(config: GatewayConfig, keys: Vec<KeyEntry>) -> io::Result<Self> {
+    fn new(config: GatewayConfig, keys: Vec<KeyEntry>, roots: Vec<CertificateDer<'static>>) -> io::Result<Self> {
         let dialler = Dialler {
             egress: Arc::new(Egress::new(config.egress.allow, config.egress.deny)),
             resolver: Resolver::start()?,
-            tls: tls::client_config(config.egress.ca_file.as_deref())?,
+            tls: tls::client_config(roots)?,
             tcp_keepalive: config.limits.tcp_keepalive,
         };
         Ok(Self {

@@ -125,8 +125,9 @@ fn admit(worker: &Worker, message: &mut [u8], header_key: Option<&str>) -> Resul
     let message = connect::parse(message).map_err(|error| unusable(&error))?;
     let key = shared.keys.authenticate(message.key(header_key), SystemTime::now()).map_err(End::Failure)?;
     let request = message.validate().map_err(|error| unusable(&error))?;
-    // The limit is kept at the upgrade, where a client can be told to come back; a few may pass it together.
-    let counted = Counted::new(shared, |shared| &shared.sessions, u64::MAX).ok_or(End::Gone)?;
+    // Looked at in the upgrade already; those who passed it together are counted here.
+    let counted = Counted::new(shared, |shared| &shared.sessions, shared.limits.max_sessions)
+        .ok_or(End::Failure(Failure::Overloaded))?;
     let of_key = shared.keys.admit(&key, Instant::now()).map_err(End::Failure)?;
     Ok(Admitted { request, of_key, counted })
 }

@@ -10,6 +10,8 @@ use super::frame::{self, Opcode};
 /// RFC 6455 section 7.4.1: a policy was violated, and an unexpected condition.
 const POLICY_VIOLATION: u16 = 1008;
 const INTERNAL_ERROR: u16 = 1011;
+/// From IANA's registry of close codes.
+const TRY_AGAIN_LATER: u16 = 1013;
 
 /// Sent once the target has answered. Keys may only be added behind these.
 #[derive(Serialize)]
@@ -45,6 +47,9 @@ pub enum Failure {
         retry_after: Duration,
     },
     TooManySessions,
+    /// The gateway reached its limit while this client was between its upgrade, where it is looked at first, and its
+    /// connect message.
+    Overloaded,
     /// With what is wrong, naming the field.
     InvalidConnectMessage(String),
     TargetNotAllowed,
@@ -78,6 +83,7 @@ impl Failure {
             Self::InvalidKey => "invalid_key",
             Self::RateLimited { .. } => "rate_limited",
             Self::TooManySessions => "too_many_sessions",
+            Self::Overloaded => "overloaded",
             Self::InvalidConnectMessage(_) => "invalid_connect_message",
             Self::TargetNotAllowed => "target_not_allowed",
             Self::NoAgent => "no_agent",
@@ -95,6 +101,7 @@ impl Failure {
             | Self::TooManySessions
             | Self::InvalidConnectMessage(_)
             | Self::TargetNotAllowed => POLICY_VIOLATION,
+            Self::Overloaded => TRY_AGAIN_LATER,
             Self::NoAgent
             | Self::TargetUnreachable(_)
             | Self::TargetRejected { .. }
@@ -128,6 +135,7 @@ impl Failure {
             Self::InvalidKey => "Invalid or missing API key",
             Self::RateLimited { .. } => "Rate limit exceeded",
             Self::TooManySessions => "Too many concurrent sessions",
+            Self::Overloaded => "Gateway overloaded",
             Self::InvalidConnectMessage(_) => "Invalid connect message",
             Self::TargetNotAllowed => "Target not allowed",
             Self::NoAgent => "No agent available",

@@ -581,7 +581,8 @@ async def test_our_close_waits_60_s_in_all(world):
     began, got = time.monotonic(), 0
     try:
         while time.monotonic() - began < 90:
-            piece = await asyncio.wait_for(client.pipe.recv(800), 10)
+            # Fast enough that the window, which opens 6 KiB at a time, opens within every 5 s.
+            piece = await asyncio.wait_for(client.pipe.recv(1400), 10)
             got += len(piece)
             if not piece:
                 break
@@ -591,3 +592,25 @@ async def test_our_close_waits_60_s_in_all(world):
     took = time.monotonic() - began
     assert 50 < took < 85, f"ended after {took:.0f} s with {got} of {len(data)} bytes"
     assert got < len(data)
+
+
+async def test_flood_behind_an_error_is_dropped(world):
+    """After an error the held frames are read and dropped until the client closes, at most 5 s: also behind a length that nobody can follow"""
+    gateway = await world.gateway(workers=1)
+    for first in (b"", header(TEXT, 1 << 63, mask=b"abcd")):
+        client = await world.client(gateway)
+        await client.connect({"apiKey": "wrong", "url": "ws://127.0.0.1:1/"})
+        assert (await client.read_json())["code"] == "invalid_key"
+        await client.expect_close(1008)
+        rss, sent, highest = gateway.rss(), 0, 0
+        block = masked(BINARY, bytes(1 << 20))
+        try:
+            await client.send(first)
+            while sent < 256 << 20:
+                await client.send(block, 5)
+                sent += len(block)
+                highest = max(highest, gateway.rss())
+        except (OSError, TimeoutError):
+            pass
+        assert sent > 16 << 20, "less was taken than would show anything"
+        assert highest - rss < 8 << 20, f"{(highest - rss) >> 20} MiB behind {first!r}"

@@ -18,7 +18,7 @@ pub(super) struct Headers(Vec<(String, String)>);
 impl Headers {
     /// Reads the object `headers`.
     ///
-    /// Of names that differ at most in case the last counts, in the place of the first; `null` counts as absent.
+    /// Of names that differ at most in case the last counts, in the place of the first.
     /// Optional white space around a value is no part of it (RFC 9110 section 5.5).
     ///
     /// # Errors
@@ -30,7 +30,6 @@ impl Headers {
         for (name, value) in last_of_each(kept, str::to_ascii_lowercase) {
             let error = |reason: Reason| reason.of_member("headers", name);
             let value = match value {
-                Value::Null => continue,
                 Value::String(value) => value.trim_matches([' ', '\t']),
                 other => return Err(error(Reason::WrongType { expected: "a string", found: other.kind() })),
             };
@@ -49,8 +48,9 @@ impl Headers {
         self.position(name).map(|at| self.0[at].1.as_str())
     }
 
-    pub(super) fn remove(&mut self, name: &str) -> Option<String> {
-        self.position(name).map(|at| self.0.remove(at).1)
+    /// Takes the header out, its name as written.
+    pub(super) fn remove(&mut self, name: &str) -> Option<(String, String)> {
+        self.position(name).map(|at| self.0.remove(at))
     }
 
     /// Adds the header at the end, unless the client has given it.
@@ -155,10 +155,8 @@ mod tests {
             (r#"{"X-lOWER":"V"}"#, &[("X-lOWER", "V")]),
             (r#"{"a":"1","b":"2","a":"3"}"#, &[("a", "3"), ("b", "2")]),
             (r#"{"a":"1","b":"2","A":"3"}"#, &[("A", "3"), ("b", "2")]),
-            (r#"{"a":"1","b":"2","A":null}"#, &[("b", "2")]),
             (r#"{"a":"1","b":"2","A":null,"a":"4"}"#, &[("a", "4"), ("b", "2")]),
             (r#"{"a":"x\ny","A":"fine"}"#, &[("A", "fine")]),
-            (r#"{"a":null}"#, &[]),
             (r#"{"a":""}"#, &[("a", "")]),
             (r#"{"a":" \t x\ty z \t"}"#, &[("a", "x\ty z")]),
             (r#"{"a":"ü€\u0080"}"#, &[("a", "ü€\u{80}")]),
@@ -229,6 +227,7 @@ mod tests {
             (r#"{"X":"a\u001f"}"#, "headers.X: not a legal header value"),
             (r#"{"X":"a\u007f"}"#, "headers.X: not a legal header value"),
             (r#"{"X":1}"#, "headers.X: must be a string, not a number"),
+            (r#"{"X":null}"#, "headers.X: must be a string, not null"),
             (r#"{"X":true}"#, "headers.X: must be a string, not a boolean"),
             (r#"{"X":["a"]}"#, "headers.X: must be a string, not an array"),
             (r#"{"X":{"a":"b"}}"#, "headers.X: must be a string, not an object"),

@@ -33,8 +33,8 @@ pub struct ConnectMessage<'a> {
 #[derive(PartialEq, Eq)]
 pub struct ConnectRequest {
     pub target: Target,
-    /// The `Host` to send: the client's own if it gave one, else the target's.
-    pub host: String,
+    /// The `Host` header to send, its name as written: the client's own if it gave one, else the target's.
+    pub host: (String, String),
     /// What goes to the target after the handshake's own headers, in this order and as written; no `Host`.
     pub headers: Vec<(String, String)>,
     /// The subprotocols that `headers` offers, one of which the target may select (RFC 6455 section 4.1).
@@ -91,7 +91,7 @@ impl<'a> ConnectMessage<'a> {
 
         let mut headers = self.object("headers")?.map(Headers::read).transpose()?.unwrap_or_default();
         let cookies = self.object("cookies")?.map(cookies::read).transpose()?.unwrap_or_default();
-        let host = headers.remove("Host").unwrap_or_else(|| target.authority());
+        let host = headers.remove("Host").unwrap_or_else(|| ("Host".to_owned(), target.authority()));
         if let Some(basic) = &target.basic {
             headers.add_if_absent("Authorization", basic.clone());
         }

@@ -2,8 +2,11 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import pty
 import shutil
 import sys
+import termios
 
 from .process import ROOT
 from .wire import PATIENCE_S
@@ -14,8 +17,10 @@ CLIENTS = ROOT / "tests" / "clients"
 class Program:
     """A child process whose standard output (with its errors) is read line by line."""
 
-    def __init__(self, child: asyncio.subprocess.Process):
+    def __init__(self, child: asyncio.subprocess.Process, output=None, terminal: int | None = None):
         self.child = child
+        self._output = output or child.stdout
+        self._terminal = terminal
         self.text = ""
         self._changed = asyncio.Event()
         self._reader = asyncio.create_task(self._read())
@@ -26,7 +31,19 @@ class Program:
 
     @classmethod
     async def wscat(cls, *arguments: str) -> "Program":
-        return await cls.start(node(), str(CLIENTS / "node_modules" / "wscat" / "bin" / "wscat"), "--no-color", *arguments)
+        """In a terminal: into a pipe wscat does not print when it is connected, nor close codes."""
+        return await cls.in_terminal(node(), str(CLIENTS / "node_modules" / "wscat" / "bin" / "wscat"), "--no-color", *arguments)
+
+    @classmethod
+    async def in_terminal(cls, *words: str) -> "Program":
+        master, slave = pty.openpty()
+        termios.tcsetwinsize(slave, (50, 1000))  # wide, so that no line is broken
+        child = await asyncio.create_subprocess_exec(*words, stdin=slave, stdout=slave, stderr=slave, start_new_session=True)
+        os.close(slave)
+        output = asyncio.StreamReader()
+        loop = asyncio.get_running_loop()
+        await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(output), open(master, "rb", buffering=0, closefd=False))
+        return cls(child, output, master)
 
     @classmethod
     async def ws(cls, url: str, message: str) -> "Program":
@@ -37,9 +54,12 @@ class Program:
         return await cls.start(sys.executable, "-c", script)
 
     async def _read(self) -> None:
-        while data := await self.child.stdout.read(65536):
-            self.text += data.decode("utf-8", "replace")
-            self._changed.set()
+        try:
+            while data := await self._output.read(65536):
+                self.text += data.decode("utf-8", "replace")
+                self._changed.set()
+        except OSError:
+            pass  # EIO: how a terminal says that its last program has ended
 
     async def says(self, text: str, patience: float = PATIENCE_S) -> None:
         """Waits until the output holds `text`."""
@@ -55,6 +75,9 @@ class Program:
             raise AssertionError(f"did not say {text!r} within {patience} s:\n{self.text}") from None
 
     async def type(self, line: str) -> None:
+        if self._terminal is not None:
+            os.write(self._terminal, line.encode() + b"\r")
+            return
         self.child.stdin.write(line.encode() + b"\n")
         await self.child.stdin.drain()
 
@@ -68,6 +91,9 @@ class Program:
             self.child.kill()
             await self.child.wait()
         self._reader.cancel()
+        if self._terminal is not None:
+            os.close(self._terminal)
+            self._terminal = None
 
 
 def node() -> str:

@@ -148,7 +148,8 @@ fn assert_fit_for_the_wire(request: &ConnectRequest) {
         assert!(!name.is_empty() && name.bytes().all(|b| b.is_ascii_graphic() && b != b':'), "{name:?}");
         assert!(!value.contains(['\r', '\n', '\0']), "{value:?}");
     }
-    assert!(!request.host.contains(['\r', '\n', '\0']), "{:?}", request.host);
+    assert!(request.host.0.eq_ignore_ascii_case("host"), "{:?}", request.host);
+    assert!(!request.host.1.contains(['\r', '\n', '\0']), "{:?}", request.host);
 }
 
 proptest! {

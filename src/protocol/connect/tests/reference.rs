@@ -130,7 +130,6 @@ pub fn validate(fields: &[(String, Json)]) -> Result<ConnectRequest, Vec<String>
             let mut strings = vec![];
             for (name, value) in list {
                 match value {
-                    Json::Null => {}
                     Json::String(value) if legal(&name, &value) => strings.push((name, value)),
                     _ => wrong.push(format!("{field}.{}", name.escape_debug())),
                 }
@@ -148,7 +147,7 @@ pub fn validate(fields: &[(String, Json)]) -> Result<ConnectRequest, Vec<String>
     }
     let given =
         |headers: &[(String, String)], name: &str| headers.iter().find(|h| h.0.eq_ignore_ascii_case(name)).cloned();
-    let host = given(&headers, "host").map_or(target.authority(), |(_, host)| host);
+    let host = given(&headers, "host").unwrap_or_else(|| ("Host".to_owned(), target.authority()));
     headers.retain(|(name, _)| !name.eq_ignore_ascii_case("host"));
     if let (Some(basic), None) = (&target.basic, given(&headers, "authorization")) {
         headers.push(("Authorization".to_owned(), basic.clone()));
