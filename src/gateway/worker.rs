@@ -1,6 +1,6 @@
 //! One worker thread: accepts connections on its own listeners, runs them, and ends them when the gateway drains.
 use std::{
-    cell::RefCell,
+    cell::{Cell, RefCell},
     io,
     net::{SocketAddr, TcpListener as StdListener},
     panic::AssertUnwindSafe,
@@ -19,12 +19,17 @@ use monoio::net::{TcpListener, TcpStream};
 use super::{Shared, connection, http::Response};
 use crate::{
     relay::{Registry, deadline, wake::Signal},
-    runtime::{sockets, threads::Command},
+    runtime::{memory, sockets, threads::Command},
 };
 
 /// How long accepting rests when the process has no file descriptors or memory left. Trying again at once would fail
 /// at once, and keep the thread from the sessions it has.
 const ACCEPT_REST: Duration = Duration::from_millis(100);
+
+/// How often a worker looks whether a crowd has left, and how many tasks are one. A session that ends alone leaves
+/// little, which the next one uses.
+const LOOK_AFTER: Duration = Duration::from_secs(5);
+const CROWD: usize = 100;
 
 /// What the tasks of one worker share.
 pub(super) struct Worker {
@@ -33,6 +38,9 @@ pub(super) struct Worker {
     /// Connections and sessions of this worker, as long as they are not closed.
     live: RefCell<Vec<Weak<Signal>>>,
     idle: Signal,
+    /// How many are live, and the most there were since memory was given back.
+    count: Cell<usize>,
+    most: Cell<usize>,
 }
 
 /// One that is counted in the whole process until it is dropped.
@@ -62,8 +70,14 @@ pub(super) async fn run(
     listeners: Vec<StdListener>,
     mut commands: UnboundedReceiver<Command>,
 ) -> io::Result<()> {
-    let worker =
-        Rc::new(Worker { shared, registry: Registry::default(), live: RefCell::default(), idle: Signal::default() });
+    let worker = Rc::new(Worker {
+        shared,
+        registry: Registry::default(),
+        live: RefCell::default(),
+        idle: Signal::default(),
+        count: Cell::default(),
+        most: Cell::default(),
+    });
     for listener in listeners {
         let worker = worker.clone();
         let listener = sockets::listener(listener)?;
@@ -71,6 +85,8 @@ pub(super) async fn run(
     }
     let watcher = worker.clone();
     monoio::spawn(async move { watcher.registry.watch().await });
+    let housekeeper = worker.clone();
+    monoio::spawn(async move { housekeeper.keep_memory_low().await });
     match commands.next().await {
         Some(Command::Drain { window_end }) => worker.drain(window_end).await,
         None => {}
@@ -97,6 +113,8 @@ impl Worker {
             }
             live.push(Rc::downgrade(&signal));
         }
+        self.count.set(self.count.get() + 1);
+        self.most.set(self.most.get().max(self.count.get()));
         let task = AssertUnwindSafe(run(signal.clone())).catch_unwind();
         let worker = self.clone();
         monoio::spawn(async move {
@@ -104,6 +122,7 @@ impl Worker {
                 tracing::error!("a connection failed: its task panicked");
             }
             drop(signal);
+            worker.count.set(worker.count.get() - 1);
             if worker.draining() {
                 worker.idle.set();
             }
@@ -142,12 +161,26 @@ impl Worker {
         self.spawn(move |draining| connection::run(worker, tcp, peer, draining, pending));
     }
 
+    /// Gives memory back when half of a crowd has left.
+    async fn keep_memory_low(&self) {
+        loop {
+            monoio::time::sleep(LOOK_AFTER).await;
+            let (count, most) = (self.count.get(), self.most.get());
+            if most - count >= CROWD && count <= most / 2 {
+                self.live.borrow_mut().retain(|task| task.strong_count() > 0);
+                self.live.borrow_mut().shrink_to(count);
+                memory::give_back();
+                self.most.set(count);
+            }
+        }
+    }
+
     async fn drain(&self, window_end: Instant) {
         self.registry.close_all(window_end);
         let tasks: Vec<_> = self.live.borrow().iter().filter_map(Weak::upgrade).collect();
         tasks.iter().for_each(|task| task.set());
         drop(tasks);
-        while self.live.borrow().iter().any(|task| task.strong_count() > 0) {
+        while self.count.get() > 0 {
             if deadline::until(window_end, self.idle.wait()).await.is_none() {
                 return;
             }
