@@ -53,7 +53,7 @@ pub(super) enum Expected {
     Close,
     /// Bytes without a meaning, until it ends its connection.
     Garbage,
-    /// It has closed already.
+    /// Nothing that matters: it has closed already, or knows that this was the last answer.
     End,
 }
 
@@ -89,7 +89,7 @@ async fn requests(worker: &Worker, client: &mut Client) -> Option<(String, Optio
         };
         client.send(&answer.to_bytes(keep_alive)).await.ok()?;
         if !keep_alive {
-            client.farewell(Expected::Garbage).await;
+            client.farewell(Expected::End).await;
             return None;
         }
     }
