@@ -99,7 +99,6 @@ fn check(headers: &[httparse::Header<'_>], key: &str, subprotocols: &[String]) -
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
     use proptest::prelude::*;
 
     use super::*;

@@ -57,7 +57,7 @@ impl Driver {
         match self {
             Self::IoUring(flags) => tracing::info!(driver = "io_uring", ?flags, "worker threads run on io_uring"),
             Self::Epoll(None) => {
-                tracing::info!(driver = "epoll", "worker threads run on epoll, as runtime.driver says")
+                tracing::info!(driver = "epoll", "worker threads run on epoll, as runtime.driver says");
             }
             Self::Epoll(Some(reason)) => tracing::warn!(driver = "epoll", "worker threads run on epoll: {reason}"),
         }

@@ -74,7 +74,6 @@ pub fn is_closed(socket: BorrowedFd<'_>) -> bool {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
     use std::{
         io::{Read, Write},
         net::{TcpListener, TcpStream},

@@ -386,3 +386,11 @@ async def test_a_busy_worker_keeps_its_times(world):
     assert not any(job.done() for job in load)
     for job in load:
         job.cancel()
+
+
+@pytest.mark.parametrize("number", ["1", "77", "x"])
+async def test_ready_fd_that_cannot_be(world, number):
+    """`--ready-fd N`; exit code 2: usage"""
+    process = await world.process("echo", "--listen", "127.0.0.1:0", "--ready-fd", number, ready=False)
+    assert await process.exit_code() == 2
+    assert "--ready-fd" in process.err and "listening" not in process.err, process.err

@@ -125,7 +125,6 @@ fn field_before(text: &[u8], index: usize, known: &[&'static str]) -> Option<&'s
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
     use super::*;
 
     fn error(text: &[u8]) -> String {
