@@ -42,7 +42,11 @@ pub fn answer(bytes: &[u8], key: &str, subprotocols: &[String]) -> Result<Option
         let mut headers = [httparse::EMPTY_HEADER; MAX_HEADERS];
         let mut response = httparse::Response::new(&mut headers);
         let head_len = match response.parse(&bytes[at..]) {
-            Ok(httparse::Status::Complete(len)) => len,
+            // RFC 6455 section 4.1: HTTP/1.1 or higher.
+            Ok(httparse::Status::Complete(len)) if response.version == Some(1) => len,
+            Ok(httparse::Status::Complete(_)) => {
+                return Err(Failure::TargetUnreachable("it did not answer in HTTP/1.1".into()));
+            }
             Ok(httparse::Status::Partial) if bytes.len() - at >= MAX_HEAD => {
                 return Err(Failure::TargetUnreachable("its answer's head is larger than 64 KiB".into()));
             }
@@ -61,6 +65,7 @@ pub fn answer(bytes: &[u8], key: &str, subprotocols: &[String]) -> Result<Option
             }
             // RFC 9110 section 15.2: other interim answers may come first, and mean nothing here.
             100..=199 => {}
+            ..100 => return Err(Failure::TargetUnreachable("it did not answer in HTTP/1.1".into())),
             status => return Err(Failure::TargetRejected { status }),
         }
     }
@@ -84,7 +89,8 @@ fn check(headers: &[httparse::Header<'_>], key: &str, subprotocols: &[String]) -
     match &values("sec-websocket-accept").collect::<Vec<_>>()[..] {
         [] => return Err("Sec-WebSocket-Accept is missing".into()),
         [accept] if *accept == accept_for(key.as_bytes()) => {}
-        _ => return Err("Sec-WebSocket-Accept does not fit the key".into()),
+        [_] => return Err("Sec-WebSocket-Accept does not fit the key".into()),
+        _ => return Err("more than one Sec-WebSocket-Accept".into()),
     }
     if values("sec-websocket-extensions").any(|value| !value.is_empty()) {
         return Err("an extension that was not asked for".into());

@@ -118,6 +118,15 @@ pub enum Watch {
     Closed(Option<CloseBody>),
 }
 
+/// Whether a client may send a control frame with this header.
+fn is_strict(header: &Header) -> bool {
+    header.fin
+        && header.reserved == 0
+        && header.masking_key.is_some()
+        && header.payload_len <= 125
+        && header.is_minimal()
+}
+
 /// Frames behind the connect message, kept for the target in the order they came.
 #[derive(Debug)]
 pub struct Held {
@@ -181,6 +190,11 @@ impl Held {
             let whole = end.filter(|end| *end <= self.bytes.len());
             match (header.opcode, whole) {
                 (Opcode::PING | Opcode::PONG, Some(end)) => self.at = end,
+                // The frame itself breaks RFC 6455 (sections 5.1, 5.2 and 5.5), whatever its payload will be.
+                (Opcode::CLOSE, _) if !is_strict(&header) => {
+                    self.watch = Watch::Closed(None);
+                    return;
+                }
                 (Opcode::CLOSE, Some(end)) => {
                     let mut payload = self.bytes[body..end].to_vec();
                     frame::mask(&mut payload, header.masking_key.unwrap_or_default(), 0);
@@ -276,6 +290,11 @@ mod tests {
             (vec![frame(Opcode::PING, b"")], Watch::On),
             (vec![frame(Opcode::CLOSE, b"\x03\xe8")], Watch::Closed(Some(CloseBody::Code(1000)))),
             (vec![frame(Opcode::CLOSE, b"\x03")], Watch::Closed(None)),
+            (vec![frame(Opcode::CLOSE, &[0; 126])], Watch::Closed(None)),
+            (vec![not_final(frame(Opcode::CLOSE, b""))], Watch::Closed(None)),
+            (vec![b"\x88\x00".to_vec()], Watch::Closed(None)),
+            (vec![b"\xC8\x80\0\0\0\0".to_vec()], Watch::Closed(None)),
+            (vec![b"\x88\xFE\0\x02\0\0\0\0\x03\xE8".to_vec()], Watch::Closed(None)),
             (
                 vec![frame(Opcode::PING, b"a"), frame(Opcode::PONG, b""), frame(Opcode::CLOSE, b"")],
                 Watch::Closed(Some(CloseBody::Empty)),

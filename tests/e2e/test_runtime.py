@@ -309,7 +309,7 @@ KEYS_WRONG = {
 
 @pytest.mark.parametrize("name", KEYS_WRONG)
 async def test_keys_file_that_is_refused(world, name):
-    """issue 4: for each key of the files a wrong value gives an error naming it"""
+    """for each key of the files a wrong value gives an error naming it"""
     keys, named = KEYS_WRONG[name]
     for command in ("check", "gateway"):
         code, said = await outcome(world, GOOD, keys, command=command)
@@ -394,3 +394,28 @@ async def test_ready_fd_that_cannot_be(world, number):
     process = await world.process("echo", "--listen", "127.0.0.1:0", "--ready-fd", number, ready=False)
     assert await process.exit_code() == 2
     assert "--ready-fd" in process.err and "listening" not in process.err, process.err
+
+
+async def test_address_that_another_gateway_has(world):
+    """Two gateways never share an address: the second one says so and exits 1"""
+    first = await world.gateway()
+    config = GOOD.replace('"127.0.0.1:0"', f'"127.0.0.1:{first.port}"')
+    code, said = await outcome(world, config, command="gateway")
+    assert code == 1 and f"127.0.0.1:{first.port}" in said and "in use" in said, (code, said)
+    await relays(world, first)
+
+
+async def test_key_that_cannot_be_shown_is_not_stored(world):
+    """`ringway key new` prints the key once; a key that nobody saw leaves no entry"""
+    file = world.folder() / "keys.toml"
+    with open("/dev/full", "w") as full:
+        process = await asyncio.create_subprocess_exec(os.environ["RINGWAY_BIN"], "key", "new", "--id", "lost", "--file", str(file), stdout=full, stderr=asyncio.subprocess.PIPE)
+        _, said = await process.communicate()
+    assert process.returncode == 1 and b"standard output" in said, said
+    assert file.read_text() == ""
+
+
+async def test_level_that_is_none(world):
+    """`RINGWAY_LOG` sets log levels; a misspelt one is an error, and not silence"""
+    process = await world.process("echo", "--listen", "127.0.0.1:0", ready=False, env={"RINGWAY_LOG": "inof"})
+    assert await process.exit_code() == 2 and "inof" in process.err, process.err
