@@ -82,15 +82,8 @@ impl HeadReader {
     }
 
     fn find_end(&mut self, input: &[u8]) -> Option<usize> {
-        // The terminator may straddle two reads.
-        let from = self.searched.saturating_sub(3);
-        self.searched = input.len();
-        let line_ends = input[from..].iter().enumerate().filter(|(_, byte)| **byte == b'\n');
-        line_ends.map(|(at, _)| from + at).find_map(|at| match &input[at + 1..] {
-            [b'\n', ..] => Some(at + 2),
-            [b'\r', b'\n', ..] => Some(at + 3),
-            _ => None,
-        })
+        let from = std::mem::replace(&mut self.searched, input.len());
+        opening::head_end(input, from)
     }
 }
 

@@ -39,12 +39,24 @@ pub enum Event {
 pub struct Setup {
     message: Vec<u8>,
     fragmented: bool,
+    /// What of the input has been read; taken out of it together, since many small frames come at once.
+    read: usize,
 }
 
 impl Setup {
-    /// Takes the next whole frame from the front of `input`.
+    /// Reads the next whole frames of `input`, up to one that means something. What was read is taken out of it, at
+    /// the latest with the first event other than a ping.
     pub fn next(&mut self, input: &mut Vec<u8>) -> Event {
+        let event = self.read(input);
+        if !matches!(event, Event::Ping(_)) {
+            input.drain(..std::mem::take(&mut self.read));
+        }
+        event
+    }
+
+    fn read(&mut self, input: &[u8]) -> Event {
         loop {
+            let input = &input[self.read..];
             let header = match Header::parse(input) {
                 Parsed::Header(header) => header,
                 Parsed::Incomplete => return Event::Incomplete,
@@ -60,7 +72,7 @@ impl Setup {
                 return Event::Incomplete;
             }
             let mut payload = input[header.header_len..end].to_vec();
-            input.drain(..end);
+            self.read += end;
             frame::mask(&mut payload, masking_key, 0);
             match header.opcode {
                 Opcode::PING => return Event::Ping(payload),

@@ -419,3 +419,49 @@ async def test_level_that_is_none(world):
     """`RINGWAY_LOG` sets log levels; a misspelt one is an error, and not silence"""
     process = await world.process("echo", "--listen", "127.0.0.1:0", ready=False, env={"RINGWAY_LOG": "inof"})
     assert await process.exit_code() == 2 and "inof" in process.err, process.err
+
+
+async def answers_while(world, gateway, seconds: float) -> None:
+    """/healthz is answered again and again, whatever else goes on."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        wire = await world.tcp(gateway)
+        await wire.send(b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        assert b'{"ok":true}' in await wire.read_to_end(2)
+        wire.close()
+
+
+async def test_a_client_that_never_pauses_keeps_nobody_waiting(world):
+    """1.2: within 10 s of the upgrade; nothing blocks a worker: control frames without end, on the only worker"""
+    gateway = await world.gateway(workers=1, limits={"connect_timeout": "1s"})
+    client = await world.client(gateway)
+    block = masked(0xA, b"") * 100_000
+
+    async def flood() -> None:
+        while True:
+            await client.send(block, 30)
+
+    flooding = asyncio.create_task(flood())
+    began = time.monotonic()
+    await answers_while(world, gateway, 3)
+    await client.expect_close(1008, "Connect timeout")
+    with pytest.raises(OSError):
+        await asyncio.wait_for(flooding, 20)
+    assert time.monotonic() - began < 20
+
+
+async def test_a_target_that_never_stops_to_announce_keeps_nobody_waiting(world):
+    """closed or spoke no HTTP before its answer: `target_unreachable`; interim answers without end on the only worker"""
+    gateway, target = await world.gateway(workers=1), world.target()
+    client, connection = await world.dialling(gateway, target)
+    block = b"HTTP/1.1 100 Continue\r\n\r\n" * 10_000
+
+    async def flood() -> None:
+        while True:
+            await connection.send(block, 30)
+
+    flooding = asyncio.create_task(flood())
+    await client.expect_error("target_unreachable", 1011, contains="interim", patience=5)
+    with pytest.raises(OSError):
+        await asyncio.wait_for(flooding, 20)
+    await answers_while(world, gateway, 0.1)
