@@ -11,8 +11,8 @@ use crate::protocol::{
 const MAX_HEAD: usize = 64 * 1024;
 const MAX_HEADERS: usize = 100;
 
-/// Interim answers (RFC 9110 section 15.2) in front of the answer; no server sends more than a few.
-const MAX_INTERIM: u8 = 8;
+/// The most bytes of interim answers (RFC 9110 section 15.2) in front of the answer.
+const MAX_INTERIM: usize = 64 * 1024;
 
 /// The target accepts.
 #[derive(Debug, PartialEq, Eq)]
@@ -40,7 +40,8 @@ pub fn request(connect: &ConnectRequest, key: &str) -> Vec<u8> {
 /// Finds the answer's end as bytes come in, and judges it once it is whole.
 #[derive(Debug, Default)]
 pub struct AnswerReader {
-    interim: u8,
+    /// Bytes of interim answers so far.
+    interim: usize,
     /// Before this there is no end.
     searched: usize,
     /// When to look again whether this can become an answer at all.
@@ -81,9 +82,9 @@ impl AnswerReader {
             if judged.is_some() {
                 return Ok(judged);
             }
-            self.interim += 1;
+            self.interim += end;
             if self.interim > MAX_INTERIM {
-                return Err(Failure::TargetUnreachable("it sent interim answers only".into()));
+                return Err(Failure::TargetUnreachable("it sent more than 64 KiB of interim answers".into()));
             }
             (self.searched, self.next_look) = (0, 0);
         }
@@ -185,7 +186,7 @@ mod tests {
         let head = format!("{interim}HTTP/1.1 101 OK\r\n{GOOD}\r\n");
         assert!(read(&head, &[]).unwrap().is_some());
         assert_eq!(read(interim, &[]), Ok(None));
-        let endless = "HTTP/1.1 100 Continue\r\n\r\n".repeat(9);
+        let endless = "HTTP/1.1 100 Continue\r\n\r\n".repeat(3000);
         assert!(matches!(read(&endless, &[]), Err(Failure::TargetUnreachable(_))));
     }
 

@@ -110,7 +110,8 @@ fn probe() -> io::Result<Flags> {
 }
 
 fn try_flags(flags: Flags) -> io::Result<()> {
-    let mut ring: IoUring = flags.builder().build(8)?;
+    // As large as a worker asks for: where memory may not be locked, size matters.
+    let mut ring: IoUring = flags.builder().build(ENTRIES)?;
     let nop = io_uring::opcode::Nop::new().build();
     #[allow(unsafe_code)]
     // SAFETY: a no-op refers to no memory.

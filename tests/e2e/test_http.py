@@ -1,4 +1,4 @@
-"""CONTRACT 5: the HTTP surface of the public listener, and the deadlines of its connections."""
+"""The contract, section 5: the HTTP surface of the public listener, and the deadlines of its connections."""
 from __future__ import annotations
 
 import asyncio
