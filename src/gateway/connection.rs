@@ -75,6 +75,9 @@ pub(super) async fn run(
     let Some(mut client) = arrival::arrive(&worker, client, deadline).await else { return };
     if let Some((accept, api_key)) = requests(&worker, &mut client, deadline).await {
         session::set_up(&worker, client, &accept, api_key, pending).await;
+    } else if client.secure {
+        // Said before the end of TCP, close_notify tells that nothing was cut off.
+        deadline::within(&client.socket, PATIENCE, client.socket.end_write()).await;
     }
 }
 
