@@ -66,7 +66,9 @@ class SecurePipe(PlainPipe):
                     self.close_notified = True
                 return data
             except ssl.SSLWantReadError:
-                await self.flush()
+                # Not behind a send that waits: both directions are independent.
+                if self.outgoing.pending and not self._sending.locked():
+                    await self.flush()
                 if not await self.pull():
                     return b""
             except ssl.SSLZeroReturnError:
