@@ -70,3 +70,113 @@ fn server_config(cert: &std::path::Path, key: &std::path::Path) -> Result<Arc<Se
     config.session_storage = Arc::new(NoServerSessionStorage {});
     Ok(Arc::new(config))
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+    use std::{
+        io,
+        path::{Path, PathBuf},
+    };
+
+    use rcgen::{CertifiedKey, generate_simple_self_signed};
+    use rustls::{ClientConfig, ClientConnection, HandshakeKind, RootCertStore};
+    use rustls_pki_types::CertificateDer;
+
+    use super::*;
+
+    const NAME: &str = "relay.example.com";
+
+    struct Files(PathBuf);
+
+    impl Files {
+        fn new(name: &str) -> Self {
+            let path = std::env::temp_dir().join(format!("ringway-tls-{}-{name}", std::process::id()));
+            std::fs::create_dir_all(&path).unwrap();
+            Self(path)
+        }
+
+        fn renew(&self) -> CertificateDer<'static> {
+            let CertifiedKey { cert, signing_key } = generate_simple_self_signed(vec![NAME.to_owned()]).unwrap();
+            std::fs::write(self.0.join("cert.pem"), cert.pem()).unwrap();
+            std::fs::write(self.0.join("key.pem"), signing_key.serialize_pem()).unwrap();
+            cert.der().clone()
+        }
+
+        fn listen(&self) -> TlsListenConfig {
+            TlsListenConfig { addr: vec![], cert: self.0.join("cert.pem"), key: self.0.join("key.pem") }
+        }
+    }
+
+    impl Drop for Files {
+        fn drop(&mut self) {
+            let _ = std::fs::remove_dir_all(&self.0);
+        }
+    }
+
+    fn client(roots: &[CertificateDer<'static>]) -> Arc<ClientConfig> {
+        let mut store = RootCertStore::empty();
+        roots.iter().for_each(|root| store.add(root.clone()).unwrap());
+        let provider = Arc::new(aws_lc_rs::default_provider());
+        let builder = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+        Arc::new(builder.with_root_certificates(store).with_no_client_auth())
+    }
+
+    /// A handshake in memory: the certificate that was shown, and whether a session was resumed.
+    fn shake(acceptor: &Acceptor, config: &Arc<ClientConfig>) -> (CertificateDer<'static>, HandshakeKind) {
+        let mut server = acceptor.connection().unwrap();
+        let mut client = ClientConnection::new(config.clone(), NAME.try_into().unwrap()).unwrap();
+        while client.wants_write() || server.wants_write() {
+            let mut wire = Vec::new();
+            while client.wants_write() {
+                client.write_tls(&mut wire).unwrap();
+            }
+            let mut wire = io::Cursor::new(wire);
+            while server.read_tls(&mut wire).unwrap() > 0 {
+                server.process_new_packets().unwrap();
+            }
+            let mut wire = Vec::new();
+            while server.wants_write() {
+                server.write_tls(&mut wire).unwrap();
+            }
+            let mut wire = io::Cursor::new(wire);
+            while client.read_tls(&mut wire).unwrap() > 0 {
+                client.process_new_packets().unwrap();
+            }
+        }
+        assert!(!client.is_handshaking() && !server.is_handshaking());
+        let shown = client.peer_certificates().unwrap()[0].clone().into_owned();
+        (shown, client.handshake_kind().unwrap())
+    }
+
+    #[test]
+    fn a_new_certificate_is_shown_to_new_connections_and_a_broken_one_never() {
+        let files = Files::new("reload");
+        let old = files.renew();
+        let acceptor = Acceptor::load(&files.listen()).unwrap();
+        let new = files.renew();
+        let trusting = client(&[old.clone(), new.clone()]);
+        assert_eq!(shake(&acceptor, &trusting), (old.clone(), HandshakeKind::Full));
+        assert_eq!(shake(&acceptor, &trusting), (old.clone(), HandshakeKind::Resumed));
+        acceptor.reload().unwrap();
+        let (shown, kind) = shake(&acceptor, &trusting);
+        assert!(shown == new && kind != HandshakeKind::Resumed, "{kind:?}");
+
+        std::fs::write(files.0.join("key.pem"), "nonsense").unwrap();
+        let error = acceptor.reload().unwrap_err().to_string();
+        assert!(error.contains("key.pem: holds no private key"), "{error}");
+        assert_eq!(shake(&acceptor, &trusting).0, new);
+        std::fs::remove_file(files.0.join("cert.pem")).unwrap();
+        acceptor.reload().unwrap_err();
+        assert_eq!(shake(&acceptor, &client(&[new.clone()])).0, new);
+    }
+
+    #[test]
+    fn files_that_are_missing_are_named() {
+        let listen =
+            TlsListenConfig { addr: vec![], cert: "/nonexistent/c.pem".into(), key: "/nonexistent/k.pem".into() };
+        let errors = Acceptor::load(&listen).unwrap_err();
+        let named: Vec<&Path> = errors.0.iter().map(|error| error.path.as_path()).collect();
+        assert_eq!(named, [Path::new("/nonexistent/c.pem"), Path::new("/nonexistent/k.pem")]);
+    }
+}

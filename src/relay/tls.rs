@@ -123,11 +123,24 @@ impl Tls {
         Ok(received)
     }
 
-    fn process(&self, mut ciphertext: &[u8], out: &mut [u8]) -> io::Result<Received> {
+    fn process(&self, ciphertext: &[u8], out: &mut [u8]) -> io::Result<Received> {
         let mut connection = self.connection.borrow_mut();
+        let processed = self.process_records(&mut connection, ciphertext, out);
+        // rustls' own buffer may have grown to the size of a record. It gives that back when it reads next, which may be
+        // long from now.
+        let _ = connection.read_tls(&mut NothingYet);
+        processed
+    }
+
+    fn process_records(
+        &self,
+        connection: &mut Connection,
+        mut ciphertext: &[u8],
+        out: &mut [u8],
+    ) -> io::Result<Received> {
         let mut taken = 0;
         loop {
-            let drained = drain(&mut connection, &mut out[taken..])?;
+            let drained = drain(connection, &mut out[taken..])?;
             taken += drained.len;
             self.has_plaintext.set(drained.more);
             if drained.ended {
@@ -178,6 +191,15 @@ impl Tls {
             connection.write_tls(&mut rest)?;
         }
         Ok(room - rest.len())
+    }
+}
+
+/// A source that has nothing just now.
+struct NothingYet;
+
+impl Read for NothingYet {
+    fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {
+        Err(io::ErrorKind::WouldBlock.into())
     }
 }
 
