@@ -168,7 +168,7 @@ mod tests {
         assert_eq!(shake(&acceptor, &trusting).0, new);
         std::fs::remove_file(files.0.join("cert.pem")).unwrap();
         acceptor.reload().unwrap_err();
-        assert_eq!(shake(&acceptor, &client(&[new.clone()])).0, new);
+        assert_eq!(shake(&acceptor, &client(std::slice::from_ref(&new))).0, new);
     }
 
     #[test]
