@@ -91,8 +91,10 @@ async fn drive(mut client: Client, connection: rustls::Connection, deadline: Ins
     let mut complete = deadline::within(socket, left(), socket.begin_handshake(&received)).await?;
     while !complete {
         match client.readable(deadline).await {
-            Filled::More => {}
-            Filled::Ended | Filled::Late | Filled::Draining => return Err(io::ErrorKind::TimedOut.into()),
+            Filled::Late => return Err(io::ErrorKind::TimedOut.into()),
+            Filled::Draining => return Ok(None),
+            // Whatever it is that came, the receive tells.
+            Filled::More | Filled::Ended => {}
         }
         complete = deadline::within(socket, left(), socket.advance_handshake()).await?;
     }

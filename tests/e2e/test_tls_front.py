@@ -166,11 +166,12 @@ async def test_chromium(world, echo):
         "--remote-debugging-port=0", f"--user-data-dir={world.folder()}", f"http://127.0.0.1:{server.server_port}/",
     ))
     async with asyncio.timeout(45):
-        while not any("closed" in line for line in said):
+        while len(said) < 3:
             await asyncio.sleep(0.1)
             assert browser.child.returncode is None, browser.text
-    assert "%22connected%22" in said[0], said
-    assert said[1:] == ["/said?from%20a%20browser", "/said?closed%201000%20done"], said
+    # Each is a request of its own, so they may overtake each other.
+    assert "/said?from%20a%20browser" in said and "/said?closed%201000%20done" in said, said
+    assert sum("%22connected%22" in line for line in said) == 1, said
 
 
 # --- TLS itself -------------------------------------------------------------------------------------------------------------------
@@ -212,6 +213,7 @@ async def test_alpn(world, offered, chosen):
     await healthy(client)
 
 
+@pytest.mark.filterwarnings("ignore:ssl.TLSVersion:DeprecationWarning")
 async def test_handshakes_that_fail_are_told_why(world):
     """a TLS alert, then the end; others go on"""
     gateway = await world.gateway(env={"RINGWAY_LOG": "ringway=debug"})

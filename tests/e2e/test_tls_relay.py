@@ -11,7 +11,6 @@ from test_closes import (  # noqa: F401
     test_a_frame_cut_in_its_header,
     test_a_frame_cut_in_its_payload,
     test_a_frame_cut_right_behind_its_header,
-    test_a_peer_that_does_not_read_for_a_while_is_no_dead_peer,
     test_all_that_was_received_goes_out_before_our_close,
     test_client_that_got_our_close,
     test_clients_tcp_ends_without_a_close,
@@ -31,7 +30,6 @@ from test_closes import (  # noqa: F401
     test_targets_tcp_ends_without_a_close,
     test_the_other_side_may_finish_what_it_is_sending,
     test_the_server_side_of_each_hop_closes_tcp_first,
-    test_top_bit_from_the_client,
     test_top_bit_from_the_target,
     test_what_a_side_sends_behind_our_close_is_dropped,
 )
