@@ -60,7 +60,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     // The echo target outlives the sessions that end on Ctrl-C.
     let mut target = Threads::without_signals();
     let echo = echo::start(listen::free_or_any(loopback(ECHO_PORT)), &driver, &mut target)?;
-    let gateway = Gateway::start(config, keys, roots, &driver, &mut threads)?;
+    let gateway = Gateway::start(config, keys, roots, None, &driver, &mut threads)?;
     let public = gateway.addresses[0];
     process::announce(public, "public");
     process::announce(echo, "echo");

@@ -6,7 +6,7 @@ use anyhow::Context;
 use super::process;
 use crate::{
     config::{GatewayConfig, keys},
-    gateway::Gateway,
+    gateway::{Gateway, tls::Acceptor},
     runtime::{
         driver::Driver,
         threads::{self, Threads},
@@ -33,14 +33,18 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let config = GatewayConfig::load(&args.config)?;
     let keys = keys::load(&config.keys.file)?;
     let roots = config.egress.roots()?;
+    let tls = config.listen.tls.as_ref().map(Acceptor::load).transpose()?;
     threads::raise_open_files();
     let driver = Driver::choose(config.runtime.driver).context("runtime.driver")?;
     driver.log();
     let drain = config.limits.drain;
     let mut threads = Threads::with_signals()?;
-    let gateway = Gateway::start(config, keys, roots, &driver, &mut threads)?;
+    let gateway = Gateway::start(config, keys, roots, tls, &driver, &mut threads)?;
     for address in &gateway.addresses {
         process::announce(*address, "public");
+    }
+    for address in &gateway.tls_addresses {
+        process::announce(*address, "public, tls");
     }
     process::tell_ready(ready)?;
     Ok(process::supervise(&threads, drain, || gateway.shared.begin_drain()))

@@ -10,7 +10,7 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue, Error as SyntaxError};
 
 use super::error::{ConfigError, ConfigErrors, Wrong};
-use super::value::{MAX_SHOWN, boolean, show};
+use super::value::{MAX_SHOWN, show};
 
 /// Below this similarity (0 to 1, Jaro-Winkler) a suggestion confuses more than it helps.
 const SIMILAR: f64 = 0.79;
@@ -165,14 +165,6 @@ impl<'t> Section<'_, 't> {
                 _ => self.full_name(key),
             };
             self.error_at(name.span().start, Wrong::from(unsupported(&what)).hint("leave it out"));
-        }
-    }
-
-    /// As [`Self::refuse_unless`] for a switch that must be off.
-    pub fn refuse_unless_false(&mut self, key: &'static str) {
-        match self.get(key, false).map(|(_, value)| boolean(value.get_ref())) {
-            Some(Err(_)) => _ = self.value(key, boolean),
-            _ => self.refuse_unless(key, |value| value.as_bool() == Some(false)),
         }
     }
 

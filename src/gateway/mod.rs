@@ -2,28 +2,31 @@
 //!
 //! Everything here happens before a session's first relayed byte. State that worker threads share is touched at
 //! connect only; a connection belongs to the worker that accepted it.
+mod arrival;
 pub mod bucket;
 mod connection;
 pub mod http;
 pub mod keys;
 mod routes;
 mod session;
+pub mod tls;
 mod worker;
 
 use std::{
     io,
-    net::{SocketAddr, TcpListener},
+    net::{IpAddr, SocketAddr, TcpListener},
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
 
+use ipnet::IpNet;
 use rustls_pki_types::CertificateDer;
 
-use self::keys::Keys;
+use self::{keys::Keys, tls::Acceptor, worker::Listener};
 use crate::{
-    agent::{dial::Dialler, egress::Egress, tls},
+    agent::{dial::Dialler, egress::Egress, tls as target_tls},
     config::{
         GatewayConfig, KeyEntry,
         gateway::{EmbeddedAgentConfig, LimitsConfig},
@@ -43,6 +46,12 @@ pub struct Shared {
     public_url: Option<String>,
     limits: LimitsConfig,
     keys: Keys,
+    /// There if there are TLS listeners.
+    tls: Option<Acceptor>,
+    /// Connections begin with a PROXY protocol header.
+    proxy_protocol: bool,
+    /// Who may connect; empty: everyone.
+    proxy_protocol_from: Vec<IpNet>,
     /// Connections that have not got as far as a session.
     pending: AtomicU64,
     /// Sessions, from a validated connect message on.
@@ -54,14 +63,15 @@ pub struct Shared {
 /// A gateway whose workers run.
 #[derive(Debug)]
 pub struct Gateway {
-    /// The addresses it listens on, with the real ports.
+    /// The addresses it listens on, with the real ports: plain ones, and those with TLS.
     pub addresses: Vec<SocketAddr>,
+    pub tls_addresses: Vec<SocketAddr>,
     pub shared: Arc<Shared>,
 }
 
 impl Gateway {
     /// Binds the listeners and starts the workers on `threads`. `roots` are what `wss://` targets may show beside the
-    /// platform's own.
+    /// platform's own. `tls` is for the listeners of `[listen.tls]`.
     ///
     /// # Errors
     /// An address cannot be bound, or a thread not be started; the error says which.
@@ -69,18 +79,26 @@ impl Gateway {
         config: GatewayConfig,
         keys: Vec<KeyEntry>,
         roots: Vec<CertificateDer<'static>>,
+        tls: Option<Acceptor>,
         driver: &Driver,
         threads: &mut Threads,
     ) -> io::Result<Self> {
         let workers = config.runtime.worker_threads();
-        let mut addresses = Vec::new();
-        let mut listeners: Vec<Vec<TcpListener>> = (0..workers).map(|_| Vec::new()).collect();
-        for address in &config.listen.addr {
-            let bound = listen::bind(*address, workers)?;
-            addresses.extend(bound.first().map(TcpListener::local_addr).transpose()?);
-            listeners.iter_mut().zip(bound).for_each(|(worker, listener)| worker.push(listener));
-        }
-        let shared = Arc::new(Shared::new(config, keys, roots)?);
+        let mut listeners: Vec<Vec<Listener>> = (0..workers).map(|_| Vec::new()).collect();
+        let mut bind = |wanted: &[SocketAddr], tls: bool| -> io::Result<Vec<SocketAddr>> {
+            let mut addresses = Vec::with_capacity(wanted.len());
+            for address in wanted {
+                let bound = listen::bind(*address, workers)?;
+                addresses.extend(bound.first().map(TcpListener::local_addr).transpose()?);
+                let bound = bound.into_iter().map(|socket| Listener { socket, tls });
+                listeners.iter_mut().zip(bound).for_each(|(worker, listener)| worker.push(listener));
+            }
+            Ok(addresses)
+        };
+        let addresses = bind(&config.listen.addr, false)?;
+        let wanted = config.listen.tls.as_ref().map_or(&[][..], |tls| &tls.addr);
+        let tls_addresses = bind(wanted, true)?;
+        let shared = Arc::new(Shared::new(config, keys, roots, tls)?);
         let cores = allowed_cores();
         for (index, listeners) in listeners.into_iter().enumerate() {
             let shared = shared.clone();
@@ -89,7 +107,7 @@ impl Gateway {
                 worker::run(shared, listeners, commands)
             })?;
         }
-        Ok(Self { addresses, shared })
+        Ok(Self { addresses, tls_addresses, shared })
     }
 }
 
@@ -99,11 +117,26 @@ impl Shared {
         self.draining.store(true, Ordering::Relaxed);
     }
 
-    fn new(config: GatewayConfig, keys: Vec<KeyEntry>, roots: Vec<CertificateDer<'static>>) -> io::Result<Self> {
+    /// What takes TLS connections, if there are TLS listeners: to exchange its certificate.
+    pub fn tls(&self) -> Option<&Acceptor> {
+        self.tls.as_ref()
+    }
+
+    /// Whether a connection from this address is taken at all.
+    fn may_connect(&self, from: IpAddr) -> bool {
+        self.proxy_protocol_from.is_empty() || self.proxy_protocol_from.iter().any(|net| net.contains(&from))
+    }
+
+    fn new(
+        config: GatewayConfig,
+        keys: Vec<KeyEntry>,
+        roots: Vec<CertificateDer<'static>>,
+        tls: Option<Acceptor>,
+    ) -> io::Result<Self> {
         let dialler = Dialler {
             egress: Arc::new(Egress::new(config.egress.allow, config.egress.deny)),
             resolver: Resolver::start()?,
-            tls: tls::client_config(roots)?,
+            tls: target_tls::client_config(roots)?,
             tcp_keepalive: config.limits.tcp_keepalive,
         };
         Ok(Self {
@@ -111,6 +144,9 @@ impl Shared {
             public_url: config.public_url,
             limits: config.limits,
             keys: Keys::new(keys),
+            tls,
+            proxy_protocol: config.listen.proxy_protocol,
+            proxy_protocol_from: config.listen.proxy_protocol_from,
             pending: AtomicU64::new(0),
             sessions: AtomicU64::new(0),
             draining: AtomicBool::new(false),

@@ -27,7 +27,8 @@ struct Docs<'a> {
     message: String,
 }
 
-pub(super) fn route(shared: &Shared, request: &Request) -> Route {
+/// `secure`: the request came through TLS.
+pub(super) fn route(shared: &Shared, request: &Request, secure: bool) -> Route {
     let known = matches!(request.path.as_str(), "/ws" | "/ws/" | "/ws/docs" | "/healthz");
     if known && request.method != "GET" {
         let answer = Response::error(405, "method_not_allowed", "Only GET is allowed here").with("Allow", "GET");
@@ -35,7 +36,7 @@ pub(super) fn route(shared: &Shared, request: &Request) -> Route {
     }
     match request.path.as_str() {
         "/ws" | "/ws/" => websocket(shared, request),
-        "/ws/docs" => Route::Answer(docs(shared, request)),
+        "/ws/docs" => Route::Answer(docs(shared, request, secure)),
         "/healthz" => Route::Answer(Response::json(200, r#"{"ok":true}"#.into())),
         _ => Route::Answer(Response::error(404, "not_found", "There is nothing here; see /ws/docs")),
     }
@@ -74,10 +75,13 @@ fn websocket(shared: &Shared, request: &Request) -> Route {
     Route::WebSocket { accept, api_key: request.header("x-api-key").map(str::to_owned) }
 }
 
-fn docs(shared: &Shared, request: &Request) -> Response {
+fn docs(shared: &Shared, request: &Request, secure: bool) -> Response {
     let base = match &shared.public_url {
         Some(url) => url.trim_end_matches('/').to_owned(),
-        None => format!("ws://{}", request.header("host").filter(|host| !host.is_empty()).unwrap_or("<host>")),
+        None => {
+            let host = request.header("host").filter(|host| !host.is_empty()).unwrap_or("<host>");
+            format!("{}://{host}", if secure { "wss" } else { "ws" })
+        }
     };
     let docs = Docs {
         r#type: "connected",

@@ -7,6 +7,7 @@ pub mod close;
 pub mod connect;
 pub mod frame;
 pub mod opening;
+pub mod proxy;
 pub mod session;
 pub mod setup;
 pub mod target;

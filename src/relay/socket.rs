@@ -66,6 +66,35 @@ impl Socket {
         Ok(socket)
     }
 
+    /// The same connection with TLS on top; the handshake has not begun.
+    #[must_use]
+    pub fn with_tls(self, connection: rustls::Connection) -> Self {
+        Self { tls: Some(Tls::new(connection)), ..self }
+    }
+
+    /// Begins the TLS handshake of a server, with what was received so far. Whether it is complete; if not, wait
+    /// until the socket is readable and [`Socket::advance_handshake`]. Must be awaited to its end.
+    ///
+    /// # Errors
+    /// As for [`Socket::handshake`]; the peer has been sent an alert.
+    pub async fn begin_handshake(&self, received: &[u8]) -> io::Result<bool> {
+        match &self.tls {
+            Some(tls) => tls.begin(self, received).await,
+            None => Ok(true),
+        }
+    }
+
+    /// Receives more of a handshake, and says whether it is complete. Must be awaited to its end.
+    ///
+    /// # Errors
+    /// As for [`Socket::begin_handshake`].
+    pub async fn advance_handshake(&self) -> io::Result<bool> {
+        match &self.tls {
+            Some(tls) => tls.advance(self).await,
+            None => Ok(true),
+        }
+    }
+
     /// Waits until a receive will not wait. May be dropped: nothing is read.
     ///
     /// # Errors

@@ -258,13 +258,14 @@ WRONG = {
     "egress": (GOOD.replace('"127.0.0.0/8"', '"127.0.0.0/99"'), "allow"),
     "country": (GOOD.replace('country = "DE"', 'country = "Germany"'), "country"),
     "slug missing": (GOOD.replace('slug = "de1"\n', ""), "slug"),
+    "certificate missing": (GOOD + '[listen.tls]\naddr = ["127.0.0.1:0"]\ncert = "c.pem"\nkey = "k.pem"\n', "c.pem"),
+    "proxy_protocol": (GOOD.replace("[listen]", "[listen]\nproxy_protocol = 'v2'"), "proxy_protocol"),
+    "proxy_protocol_from": (GOOD.replace("[listen]", "[listen]\nproxy_protocol_from = ['10.0.0.0/99']"), "proxy_protocol_from"),
     "keys file missing": (GOOD.replace("keys.toml", "nowhere.toml"), "nowhere.toml"),
 }
 UNBUILT = {
-    "listen.tls": (GOOD + '[listen.tls]\naddr = ["127.0.0.1:0"]\ncert = "c.pem"\nkey = "k.pem"\n', "tls"),
     "keys.store": (GOOD.replace('file = "keys.toml"', 'file = "keys.toml"\nstore = "redis://127.0.0.1:6379"'), "store"),
     "agents.tokens": (GOOD + '[agents]\ntokens = "agents.toml"\n', "agents"),
-    "proxy_protocol": (GOOD.replace("[listen]", "[listen]\nproxy_protocol = true"), "proxy_protocol"),
     "egress.proxy": (GOOD.replace("[egress]", '[egress]\nproxy = "http://127.0.0.1:3128"'), "proxy"),
     "runtime.relay": (GOOD.replace("[runtime]", '[runtime]\nrelay = "ring"'), "relay"),
 }
