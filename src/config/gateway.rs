@@ -34,6 +34,7 @@ pub struct GatewayConfig {
     pub public_url: Option<String>,
     pub runtime: RuntimeConfig,
     pub listen: ListenConfig,
+    pub admin: AdminConfig,
     pub keys: KeysConfig,
     /// `None`: the gateway answers `no_agent`.
     pub embedded_agent: Option<EmbeddedAgentConfig>,
@@ -62,6 +63,12 @@ pub enum Driver {
 pub struct ListenConfig {
     /// Plain listeners; at least one as long as there is no TLS. Each address once, port 0 excepted.
     pub addr: Vec<SocketAddr>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AdminConfig {
+    /// `None`: there is no admin listener.
+    pub addr: Option<SocketAddr>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -117,6 +124,7 @@ impl Default for GatewayConfig {
             public_url: None,
             runtime: RuntimeConfig::default(),
             listen: ListenConfig::default(),
+            admin: AdminConfig::default(),
             keys: KeysConfig::default(),
             embedded_agent: None,
             egress: EgressConfig::default(),
@@ -143,6 +151,12 @@ impl EgressConfig {
 impl Default for ListenConfig {
     fn default() -> Self {
         Self { addr: vec![SocketAddr::from((Ipv4Addr::LOCALHOST, 8080))] }
+    }
+}
+
+impl Default for AdminConfig {
+    fn default() -> Self {
+        Self { addr: Some(SocketAddr::from((Ipv4Addr::LOCALHOST, 9091))) }
     }
 }
 
@@ -176,13 +190,13 @@ fn read(root: &mut Section<'_, '_>, folder: &Path) -> Option<GatewayConfig> {
     let public_url = root.value("public_url", |value| public_url(value::string(value)?));
     let runtime = runtime(root.table("runtime", "[runtime]"));
     let listen = listen(root.table("listen", "[listen]"));
+    let admin = admin(root.table("admin", "[admin]"), &listen);
     let keys = keys(root.table("keys", "[keys]"), folder);
     let embedded_agent = embedded_agent(root.table("embedded_agent", "[embedded_agent]"), &node_id);
     let egress = egress(root.table("egress", "[egress]"), folder);
     let limits = limits(root.table("limits", "[limits]"));
-    admin(root);
     root.refuse("agents");
-    Some(GatewayConfig { node_id, public_url, runtime, listen, keys, embedded_agent, egress, limits })
+    Some(GatewayConfig { node_id, public_url, runtime, listen, admin, keys, embedded_agent, egress, limits })
 }
 
 fn runtime(mut table: Section<'_, '_>) -> RuntimeConfig {
@@ -256,13 +270,16 @@ fn limits(mut table: Section<'_, '_>) -> LimitsConfig {
     LimitsConfig { header_timeout, connect_timeout, target_timeout, max_sessions, max_pending, drain, tcp_keepalive }
 }
 
-/// Not built: only `addr = ""`, which turns it off, may stand there.
-fn admin(root: &mut Section<'_, '_>) {
-    let mut table = root.table("admin", "[admin]");
-    let off = table.value("addr", |value| Ok(value.as_str() == Some("")));
-    if table.is_present() && off != Some(true) {
-        table.error(Wrong::from(reader::unsupported("[admin]")).hint("leave it out, or write addr = \"\""));
+fn admin(mut table: Section<'_, '_>, listen: &ListenConfig) -> AdminConfig {
+    let addr = table.value("addr", |value| match value.as_str() {
+        Some("") => Ok(None),
+        _ => value::socket_addr(value).map(Some),
+    });
+    let addr = addr.unwrap_or(AdminConfig::default().addr);
+    if let Some(addr) = addr.filter(|addr| addr.port() != 0 && listen.addr.contains(addr)) {
+        table.error_about("addr", format!("names {addr}, which [listen] names already"));
     }
+    AdminConfig { addr }
 }
 
 /// The address that clients are told. It is repeated to everybody, so it must carry no password.

@@ -21,6 +21,7 @@ use crate::{
         socket::{Received, Socket},
         wake::Signal,
     },
+    telemetry::counters,
 };
 
 /// How long a peer may take to take something of ours, or to end its connection when we have ended ours.
@@ -66,6 +67,7 @@ pub(super) async fn run(worker: Rc<Worker>, tcp: TcpStream, peer: SocketAddr, dr
 
 /// Answers requests until one opens a WebSocket.
 async fn requests(worker: &Worker, client: &mut Client) -> Option<(String, Option<String>)> {
+    let mut first = true;
     loop {
         let deadline = Instant::now() + worker.shared.limits.header_timeout;
         let mut reader = HeadReader::default();
@@ -84,9 +86,17 @@ async fn requests(worker: &Worker, client: &mut Client) -> Option<(String, Optio
                 Filled::More => {}
                 // A request that is on its way still gets its answer.
                 Filled::Draining if !client.input.is_empty() => {}
+                Filled::Late if first || !client.input.is_empty() => {
+                    worker.counters.refused(counters::TIMEOUT_HEAD);
+                    return None;
+                }
                 Filled::Ended | Filled::Late | Filled::Draining => return None,
             }
         };
+        first = false;
+        if let Some(code) = answer.code() {
+            worker.counters.refused(code);
+        }
         client.send(&answer.to_bytes(keep_alive)).await.ok()?;
         if !keep_alive {
             client.farewell(Expected::End).await;

@@ -2,11 +2,14 @@
 //!
 //! Everything here happens before a session's first relayed byte. State that worker threads share is touched at
 //! connect only; a connection belongs to the worker that accepted it.
+pub mod admin;
 pub mod bucket;
 mod connection;
 pub mod http;
 pub mod keys;
+mod record;
 mod routes;
+mod schema;
 mod session;
 mod worker;
 
@@ -19,9 +22,10 @@ use std::{
     },
 };
 
+use futures_channel::mpsc::{self, UnboundedSender};
 use rustls_pki_types::CertificateDer;
 
-use self::keys::Keys;
+use self::{keys::Keys, record::RowsWanted};
 use crate::{
     agent::{dial::Dialler, egress::Egress, tls},
     config::{
@@ -34,6 +38,7 @@ use crate::{
         resolver::Resolver,
         threads::{Threads, allowed_cores},
     },
+    telemetry::counters::WorkerCounters,
 };
 
 /// What all workers of a gateway share.
@@ -42,6 +47,8 @@ pub struct Shared {
     node_id: String,
     public_url: Option<String>,
     limits: LimitsConfig,
+    /// How many workers there are.
+    workers: usize,
     keys: Keys,
     /// Connections that have not got as far as a session.
     pending: AtomicU64,
@@ -57,6 +64,15 @@ pub struct Gateway {
     /// The addresses it listens on, with the real ports.
     pub addresses: Vec<SocketAddr>,
     pub shared: Arc<Shared>,
+    driver: &'static str,
+    workers: Vec<Observed>,
+}
+
+/// A worker, as the admin listener sees it.
+#[derive(Clone, Debug)]
+struct Observed {
+    counters: Arc<WorkerCounters>,
+    rows: UnboundedSender<RowsWanted>,
 }
 
 impl Gateway {
@@ -82,14 +98,19 @@ impl Gateway {
         }
         let shared = Arc::new(Shared::new(config, keys, roots)?);
         let cores = allowed_cores();
+        let mut observed = Vec::new();
         for (index, listeners) in listeners.into_iter().enumerate() {
             let shared = shared.clone();
             let core = if cores.is_empty() { None } else { cores.get(index % cores.len()).copied() };
+            let (rows, wanted) = mpsc::unbounded();
+            let counters = Arc::new(WorkerCounters::default());
+            observed.push(Observed { counters: counters.clone(), rows });
+            let desk = worker::Desk { index, counters, rows: wanted };
             threads.spawn(&format!("worker-{index}"), driver.clone(), core, move |commands| {
-                worker::run(shared, listeners, commands)
+                worker::run(shared, listeners, desk, commands)
             })?;
         }
-        Ok(Self { addresses, shared })
+        Ok(Self { addresses, shared, driver: driver.name(), workers: observed })
     }
 }
 
@@ -97,6 +118,11 @@ impl Shared {
     /// From now on no session begins; requests for one are told so.
     pub fn begin_drain(&self) {
         self.draining.store(true, Ordering::Relaxed);
+    }
+
+    /// The slugs of all agents, and whether one of that slug is up.
+    fn agents_up(&self) -> Vec<(String, bool)> {
+        self.agent.iter().map(|(agent, _)| (agent.slug.clone(), true)).collect()
     }
 
     fn new(config: GatewayConfig, keys: Vec<KeyEntry>, roots: Vec<CertificateDer<'static>>) -> io::Result<Self> {
@@ -107,6 +133,7 @@ impl Shared {
             tcp_keepalive: config.limits.tcp_keepalive,
         };
         Ok(Self {
+            workers: config.runtime.worker_threads(),
             node_id: config.node_id,
             public_url: config.public_url,
             limits: config.limits,
