@@ -31,7 +31,10 @@ use super::{
 };
 use crate::{
     runtime::listen,
-    telemetry::prometheus::{self, Snapshot},
+    telemetry::{
+        log,
+        prometheus::{self, Snapshot},
+    },
 };
 
 /// Connections at a time; more are told so.
@@ -124,8 +127,9 @@ impl Admin {
 impl Server {
     async fn accept(self: Rc<Self>, listener: Listener) {
         let room = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+        let anteroom = Arc::new(Semaphore::new(MAX_CONNECTIONS));
         loop {
-            let stream = match listener.accept().await {
+            let mut stream = match listener.accept().await {
                 Ok((stream, _)) => stream,
                 Err(error) => {
                     tracing::debug!("the admin listener cannot accept: {error}");
@@ -145,6 +149,12 @@ impl Server {
                 Err(_) => {
                     let answer = Response::error(503, "overloaded", "Too many connections to the admin listener");
                     let _ = stream.try_write(&answer.with("Retry-After", "1").to_bytes(false));
+                    if let Ok(place) = anteroom.clone().try_acquire_owned() {
+                        tokio::task::spawn_local(async move {
+                            farewell(&mut stream).await;
+                            drop(place);
+                        });
+                    }
                 }
             }
         }
@@ -174,10 +184,7 @@ impl Server {
                 break;
             }
         }
-        // What is still unread would reset the connection, and the answer be lost.
-        let _ = stream.shutdown().await;
-        let _ =
-            timeout(FAREWELL, async { while !matches!(stream.read(&mut [0; 4096]).await, Ok(0) | Err(_)) {} }).await;
+        farewell(&mut stream).await;
     }
 
     /// The answer, and whether the gateway is to drain.
@@ -209,6 +216,7 @@ impl Server {
             agents: self.shared.agents_up(),
             pending: self.shared.pending.load(Ordering::Relaxed),
             draining: self.shared.draining.load(Ordering::Relaxed),
+            log_lines_dropped: log::dropped_lines(),
         };
         match prometheus::text(snapshot) {
             Ok(text) => Response::text(200, prometheus::CONTENT_TYPE, text),
@@ -259,6 +267,13 @@ impl Server {
         body.push_str("]}");
         Response::json(200, body)
     }
+}
+
+/// Reads what the peer still sends until its end: what is unread would reset the connection, and the last answer be
+/// lost.
+async fn farewell(stream: &mut TcpStream) {
+    let _ = stream.shutdown().await;
+    let _ = timeout(FAREWELL, async { while !matches!(stream.read(&mut [0; 4096]).await, Ok(0) | Err(_)) {} }).await;
 }
 
 /// The next request, or the answer to what is none; `None`: the connection is over.

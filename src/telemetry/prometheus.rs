@@ -25,6 +25,7 @@ pub struct Snapshot {
     /// Connections without a validated connect message.
     pub pending: u64,
     pub draining: bool,
+    pub log_lines_dropped: u64,
 }
 
 const DIRECTIONS: [(Side, &str); 2] = [(Side::Client, "client_to_target"), (Side::Target, "target_to_client")];
@@ -101,6 +102,8 @@ impl Collector for Snapshot {
         let refusals = self.summed(|worker| worker.refusals().collect());
         let refusals = refusals.into_iter().map(|(reason, count)| ([("reason", reason)], count));
         family.counters("refused", "Connections and requests refused before any connect message", refusals)?;
+        let help = "Log lines dropped because standard error did not take them in time";
+        family.counters("log_lines_dropped", help, [(NoLabels, self.log_lines_dropped)])?;
         family.gauges("draining", "1 from the beginning of a drain on", [(NoLabels, u64::from(self.draining))])?;
         family.gauges("driver", "How the workers talk to the kernel", [([("name", self.driver)], 1)])?;
         let build = [("version", env!("CARGO_PKG_VERSION")), ("arch", std::env::consts::ARCH)];
@@ -212,7 +215,7 @@ mod tests {
             worker.sessions.add(1);
         }
         let agents = vec![("de1".to_owned(), true)];
-        let snapshot = Snapshot { workers, driver: "epoll", agents, pending: 3, draining: false };
+        let snapshot = Snapshot { workers, driver: "epoll", agents, pending: 3, draining: false, log_lines_dropped: 7 };
         let text = text(snapshot).unwrap();
         for line in [
             "# TYPE ringway_sessions_total counter",
@@ -235,6 +238,7 @@ mod tests {
             "ringway_worker_sessions{worker=\"0\"} 1",
             "ringway_pending 3",
             "ringway_refused_total{reason=\"too_many_pending\"} 0",
+            "ringway_log_lines_dropped_total 7",
             "ringway_driver{name=\"epoll\"} 1",
         ] {
             assert!(text.lines().any(|found| found == line), "{line} is not in:\n{text}");

@@ -161,6 +161,7 @@ async def test_connections_are_bounded(world):
         await one.send(request_bytes("/healthz"))
         assert (await read_answer(one)).status == 200
     over = await Client.tcp(gateway.admin_port)
+    await over.send(request_bytes("/healthz"))
     (await read_answer(over)).expect_error(503, "overloaded")
     await over.read_to_end()
     over.close()

@@ -35,6 +35,7 @@ SERIES = [
     f'ringway_driver{{name="{DRIVER}"}}',
     "ringway_pending",
     "ringway_draining",
+    "ringway_log_lines_dropped_total",
     'ringway_refused_total{reason="too_many_pending"}',
 ]
 """Labels in alphabetical order. `build_info` has the version in a label and is looked at by itself."""
