@@ -3,11 +3,12 @@
 //! The whole dial is one future without a clock of its own besides the pace of connection attempts: whoever asked
 //! for it bounds its time and may drop it, which closes what it had open.
 use std::{
+    cell::Cell,
     io,
     net::{IpAddr, SocketAddr},
     rc::Rc,
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use futures_util::{
@@ -56,29 +57,42 @@ pub struct Dialled {
     pub subprotocol: Option<String>,
 }
 
+/// How long the parts of a dial took: those that came to a good end, so all of them in one that has succeeded. The
+/// name is not looked up where the target is an address, and there is no TLS towards `ws://`.
+#[derive(Debug, Default)]
+pub struct Timings {
+    pub dns: Cell<Option<Duration>>,
+    pub tcp: Cell<Option<Duration>>,
+    pub tls: Cell<Option<Duration>>,
+    pub upgrade: Cell<Option<Duration>>,
+}
+
 impl Dialler {
-    /// Connects to the target of `connect` and performs the opening handshake.
+    /// Connects to the target of `connect` and performs the opening handshake. `timings` is filled in on the way, so
+    /// it tells of a dial that is given up, too.
     ///
     /// # Errors
     /// Why there is no session with that target.
-    pub async fn dial(&self, connect: &ConnectRequest) -> Result<Dialled, Failure> {
+    pub async fn dial(&self, connect: &ConnectRequest, timings: &Timings) -> Result<Dialled, Failure> {
         let target = &connect.target;
-        let addresses = self.addresses(target).await?;
-        let tcp = connect_first(in_order(addresses), target.port, self.tcp_keepalive).await.map_err(unreachable)?;
+        let addresses = self.addresses(target, timings).await?;
+        let addresses = in_order(addresses);
+        let tcp = timed(&timings.tcp, connect_first(addresses, target.port, self.tcp_keepalive)).await;
+        let tcp = tcp.map_err(unreachable)?;
         let socket = Rc::new(if target.tls {
             let connection = tls::connection(&self.tls, &target.server_name())
                 .map_err(|error| Failure::TargetUnreachable(format!("TLS: {error}")))?;
-            Socket::handshake(tcp, connection)
+            timed(&timings.tls, Socket::handshake(tcp, connection))
                 .await
                 .map_err(|error| Failure::TargetUnreachable(tls::explain(&error)))?
         } else {
             Socket::plain(tcp)
         });
-        open(socket, connect).await
+        timed(&timings.upgrade, open(socket, connect)).await
     }
 
     /// All addresses of the target that may be reached, in the order in which they came.
-    async fn addresses(&self, target: &Target) -> Result<Vec<IpAddr>, Failure> {
+    async fn addresses(&self, target: &Target, timings: &Timings) -> Result<Vec<IpAddr>, Failure> {
         let forbidden = |_| Failure::TargetNotAllowed;
         match &target.host {
             Host::Ip(address) => self.egress.filter(false, vec![*address]).map_err(forbidden),
@@ -86,7 +100,7 @@ impl Dialler {
                 let Verdict::Resolve { host_allowed } = self.egress.check_name(name) else {
                     return Err(Failure::TargetNotAllowed);
                 };
-                let answer = self.resolver.lookup(name).await;
+                let answer = timed(&timings.dns, self.resolver.lookup(name)).await;
                 let answer = answer.map_err(|error| Failure::TargetUnreachable(format!("DNS: {error}")))?;
                 let v6 = answer.v6.into_iter().map(IpAddr::V6);
                 let addresses = v6.chain(answer.v4.into_iter().map(IpAddr::V4)).collect();
@@ -94,6 +108,16 @@ impl Dialler {
             }
         }
     }
+}
+
+/// Notes how long a part took, if it came to a good end.
+async fn timed<T, E>(time: &Cell<Option<Duration>>, part: impl Future<Output = Result<T, E>>) -> Result<T, E> {
+    let began = Instant::now();
+    let result = part.await;
+    if result.is_ok() {
+        time.set(Some(began.elapsed()));
+    }
+    result
 }
 
 /// RFC 8305 section 4: the families take turns, IPv6 first.

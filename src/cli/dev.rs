@@ -14,7 +14,7 @@ use super::{key, process};
 use crate::{
     config::{EgressRule, GatewayConfig, gateway::EmbeddedAgentConfig},
     echo,
-    gateway::Gateway,
+    gateway::{Gateway, admin::Admin},
     runtime::{
         driver::Driver,
         listen,
@@ -22,8 +22,9 @@ use crate::{
     },
 };
 
-/// Where the gateway and the echo target listen, if nobody else does.
+/// Where the gateway, its admin listener and the echo target listen, if nobody else does.
 const GATEWAY_PORT: u16 = 8080;
+const ADMIN_PORT: u16 = 9091;
 const ECHO_PORT: u16 = 8081;
 /// The slug and country of its agent; the country is a code that belongs to nobody.
 const SLUG: &str = "dev1";
@@ -60,13 +61,17 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     // The echo target outlives the sessions that end on Ctrl-C.
     let mut target = Threads::without_signals();
     let echo = echo::start(listen::free_or_any(loopback(ECHO_PORT)), &driver, &mut target)?;
+    let admin = Admin::bind(loopback(ADMIN_PORT)).or_else(|_| Admin::bind(loopback(0)))?;
     let gateway = Gateway::start(config, keys, roots, None, &driver, &mut threads)?;
     let public = gateway.addresses[0];
     process::announce(public, "public");
+    let admin_address = admin.address();
+    process::announce(admin_address, "admin");
+    admin.start(&gateway, Box::new(threads.terminator()))?;
     process::announce(echo, "echo");
     process::tell_ready(ready)?;
     // Somebody who only wants the server may have closed standard output.
-    let _ = io::stdout().write_all(introduction(public, echo, &secret).as_bytes());
+    let _ = io::stdout().write_all(introduction(public, admin_address, echo, &secret).as_bytes());
     Ok(process::supervise(&threads, DRAIN, || gateway.shared.begin_drain()))
 }
 
@@ -89,7 +94,7 @@ fn loopback(port: u16) -> SocketAddr {
     (Ipv4Addr::LOCALHOST, port).into()
 }
 
-fn introduction(public: SocketAddr, echo: SocketAddr, key: &str) -> String {
+fn introduction(public: SocketAddr, admin: SocketAddr, echo: SocketAddr, key: &str) -> String {
     let message = format!(r#"{{"apiKey":"{key}","url":"ws://{echo}"}}"#);
     format!(
         r#"
@@ -97,6 +102,7 @@ ringway dev: a gateway, an agent and an echo target on this machine
 
   gateway   ws://{public}/ws
   echo      ws://{echo}
+  metrics   http://{admin}/metrics
   API key   {key}
 
 Try it with wscat:

@@ -6,7 +6,7 @@ use anyhow::Context;
 use super::process;
 use crate::{
     config::{GatewayConfig, keys},
-    gateway::{Gateway, tls::Acceptor},
+    gateway::{Gateway, admin::Admin, tls::Acceptor},
     runtime::{
         driver::Driver,
         threads::{self, Threads},
@@ -39,12 +39,17 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     driver.log();
     let drain = config.limits.drain;
     let mut threads = Threads::with_signals()?;
+    let admin = config.admin.addr.map(Admin::bind).transpose()?;
     let gateway = Gateway::start(config, keys, roots, tls, &driver, &mut threads)?;
     for address in &gateway.addresses {
         process::announce(*address, "public");
     }
     for address in &gateway.tls_addresses {
         process::announce(*address, "public, tls");
+    }
+    if let Some(admin) = admin {
+        process::announce(admin.address(), "admin");
+        admin.start(&gateway, Box::new(threads.terminator()))?;
     }
     process::tell_ready(ready)?;
     Ok(process::supervise(&threads, drain, || gateway.shared.begin_drain()))

@@ -35,6 +35,7 @@ pub struct GatewayConfig {
     pub public_url: Option<String>,
     pub runtime: RuntimeConfig,
     pub listen: ListenConfig,
+    pub admin: AdminConfig,
     pub keys: KeysConfig,
     /// `None`: the gateway answers `no_agent`.
     pub embedded_agent: Option<EmbeddedAgentConfig>,
@@ -76,6 +77,12 @@ pub struct TlsListenConfig {
     pub addr: Vec<SocketAddr>,
     pub cert: PathBuf,
     pub key: PathBuf,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AdminConfig {
+    /// `None`: there is no admin listener.
+    pub addr: Option<SocketAddr>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -131,6 +138,7 @@ impl Default for GatewayConfig {
             public_url: None,
             runtime: RuntimeConfig::default(),
             listen: ListenConfig::default(),
+            admin: AdminConfig::default(),
             keys: KeysConfig::default(),
             embedded_agent: None,
             egress: EgressConfig::default(),
@@ -165,6 +173,12 @@ impl Default for ListenConfig {
     }
 }
 
+impl Default for AdminConfig {
+    fn default() -> Self {
+        Self { addr: Some(SocketAddr::from((Ipv4Addr::LOCALHOST, 9091))) }
+    }
+}
+
 impl Default for KeysConfig {
     fn default() -> Self {
         Self { file: PathBuf::from("keys.toml") }
@@ -195,13 +209,13 @@ fn read(root: &mut Section<'_, '_>, folder: &Path) -> Option<GatewayConfig> {
     let public_url = root.value("public_url", |value| public_url(value::string(value)?));
     let runtime = runtime(root.table("runtime", "[runtime]"));
     let listen = listen(root.table("listen", "[listen]"), folder);
+    let admin = admin(root.table("admin", "[admin]"), &listen);
     let keys = keys(root.table("keys", "[keys]"), folder);
     let embedded_agent = embedded_agent(root.table("embedded_agent", "[embedded_agent]"), &node_id);
     let egress = egress(root.table("egress", "[egress]"), folder);
     let limits = limits(root.table("limits", "[limits]"));
-    admin(root);
     root.refuse("agents");
-    Some(GatewayConfig { node_id, public_url, runtime, listen, keys, embedded_agent, egress, limits })
+    Some(GatewayConfig { node_id, public_url, runtime, listen, admin, keys, embedded_agent, egress, limits })
 }
 
 fn runtime(mut table: Section<'_, '_>) -> RuntimeConfig {
@@ -323,17 +337,16 @@ fn limits(mut table: Section<'_, '_>) -> LimitsConfig {
     LimitsConfig { header_timeout, connect_timeout, target_timeout, max_sessions, max_pending, drain, tcp_keepalive }
 }
 
-/// Not built: only `addr = ""`, which turns it off, may stand there.
-fn admin(root: &mut Section<'_, '_>) {
-    let mut table = root.table("admin", "[admin]");
-    // Not asked for otherwise, so that an "addr" outside of its table is not told that it belongs here.
-    if !table.is_present() {
-        return;
+fn admin(mut table: Section<'_, '_>, listen: &ListenConfig) -> AdminConfig {
+    let addr = table.value("addr", |value| match value.as_str() {
+        Some("") => Ok(None),
+        _ => value::socket_addr(value).map(Some),
+    });
+    let addr = addr.unwrap_or(AdminConfig::default().addr);
+    if let Some(addr) = addr.filter(|addr| addr.port() != 0 && listen.addr.contains(addr)) {
+        table.error_about("addr", format!("names {addr}, which [listen] names already"));
     }
-    let off = table.value("addr", |value| Ok(value.as_str() == Some("")));
-    if off != Some(true) {
-        table.error(Wrong::from(reader::unsupported("[admin]")).hint("leave it out, or write addr = \"\""));
-    }
+    AdminConfig { addr }
 }
 
 /// The address that clients are told. It is repeated to everybody, so it must carry no password.

@@ -43,6 +43,12 @@ impl Bucket {
             }
         }
     }
+
+    /// Tokens that it holds at `now`.
+    pub fn level(&self, now: u64) -> f64 {
+        let missing = self.full_at.load(Ordering::Relaxed).saturating_sub(now).min(self.capacity);
+        (self.capacity - missing) as f64 / self.interval as f64
+    }
 }
 
 #[cfg(test)]
@@ -113,6 +119,7 @@ mod tests {
                     level -= interval;
                 }
                 prop_assert_eq!(bucket.take(now).is_ok(), expected);
+                prop_assert!((bucket.level(now) - level as f64 / interval as f64).abs() < 1e-6);
             }
         }
 

@@ -22,6 +22,7 @@ use crate::{
         socket::{Received, Socket},
         wake::Signal,
     },
+    telemetry::counters,
 };
 
 /// How long a peer may take to take something of ours, or to end its connection when we have ended ours.
@@ -83,6 +84,7 @@ pub(super) async fn run(
 
 /// Answers requests until one opens a WebSocket.
 async fn requests(worker: &Worker, client: &mut Client, mut deadline: Instant) -> Option<(String, Option<String>)> {
+    let mut first = true;
     loop {
         let mut reader = HeadReader::default();
         let (answer, keep_alive) = loop {
@@ -100,9 +102,17 @@ async fn requests(worker: &Worker, client: &mut Client, mut deadline: Instant) -
                 Filled::More => {}
                 // A request that is on its way still gets its answer.
                 Filled::Draining if !client.input.is_empty() => {}
+                Filled::Late if first || !client.input.is_empty() => {
+                    worker.counters.refused(counters::TIMEOUT_HEAD);
+                    return None;
+                }
                 Filled::Ended | Filled::Late | Filled::Draining => return None,
             }
         };
+        first = false;
+        if let Some(code) = answer.code() {
+            worker.counters.refused(code);
+        }
         client.send(&answer.to_bytes(keep_alive)).await.ok()?;
         if !keep_alive {
             client.farewell(Expected::End).await;

@@ -213,10 +213,13 @@ struct Error<'a> {
     code: &'a str,
 }
 
-/// An answer with a JSON body.
+/// An answer, as a rule with a JSON body.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Response {
     status: u16,
+    content_type: &'static str,
+    /// Of an error.
+    code: Option<&'static str>,
     headers: Vec<(&'static str, String)>,
     body: String,
     /// The answer to HEAD: all but the body (RFC 9110 section 9.3.2).
@@ -225,13 +228,23 @@ pub struct Response {
 
 impl Response {
     pub fn json(status: u16, body: String) -> Self {
-        Self { status, headers: Vec::new(), body, head_only: false }
+        Self::text(status, "application/json", body)
+    }
+
+    /// A body that is something else.
+    pub fn text(status: u16, content_type: &'static str, body: String) -> Self {
+        Self { status, content_type, code: None, headers: Vec::new(), body, head_only: false }
     }
 
     /// An error, in the shape that all errors of the gateway have.
-    pub fn error(status: u16, code: &str, message: &str) -> Self {
-        let error = Error { r#type: "error", message, code };
-        Self::json(status, serde_json::to_string(&error).unwrap_or_default())
+    pub fn error(status: u16, code: &'static str, message: &str) -> Self {
+        let body = serde_json::to_string(&Error { r#type: "error", message, code }).unwrap_or_default();
+        Self { code: Some(code), ..Self::json(status, body) }
+    }
+
+    /// An error's code.
+    pub fn code(&self) -> Option<&'static str> {
+        self.code
     }
 
     pub fn with(mut self, name: &'static str, value: impl Into<String>) -> Self {
@@ -246,10 +259,11 @@ impl Response {
 
     pub fn to_bytes(&self, keep_alive: bool) -> Vec<u8> {
         let mut out = format!(
-            "HTTP/1.1 {} {}\r\nDate: {}\r\nContent-Type: application/json\r\nContent-Length: {}\r\nCache-Control: no-store\r\n",
+            "HTTP/1.1 {} {}\r\nDate: {}\r\nContent-Type: {}\r\nContent-Length: {}\r\nCache-Control: no-store\r\n",
             self.status,
             reason(self.status),
             httpdate::fmt_http_date(SystemTime::now()),
+            self.content_type,
             self.body.len()
         );
         for (name, value) in &self.headers {
@@ -294,12 +308,16 @@ pub fn switching_protocols(accept: &str) -> Vec<u8> {
 const fn reason(status: u16) -> &'static str {
     match status {
         200 => "OK",
+        202 => "Accepted",
         400 => "Bad Request",
+        401 => "Unauthorized",
+        403 => "Forbidden",
         404 => "Not Found",
         405 => "Method Not Allowed",
         414 => "URI Too Long",
         426 => "Upgrade Required",
         431 => "Request Header Fields Too Large",
+        500 => "Internal Server Error",
         501 => "Not Implemented",
         503 => "Service Unavailable",
         _ => "Unknown",

@@ -5,17 +5,22 @@
 use std::{
     collections::HashMap,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicU64, Ordering},
     },
     time::{Instant, SystemTime},
 };
 
+use serde::Serialize;
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 
 use super::bucket::Bucket;
-use crate::{config::keys::KeyEntry, protocol::answer::Failure};
+use crate::{
+    config::keys::KeyEntry,
+    protocol::{answer::Failure, session::Side},
+    telemetry::counters::Bytes,
+};
 
 /// All keys of a gateway.
 #[derive(Debug)]
@@ -29,10 +34,35 @@ pub struct Keys {
 #[derive(Debug)]
 pub struct Key {
     pub id: String,
+    rate: f64,
+    burst: u32,
     bucket: Bucket,
     max_sessions: Option<u64>,
     expires: Option<SystemTime>,
     sessions: AtomicU64,
+    used: Arc<Used>,
+}
+
+/// What a key has been used for since the gateway started.
+#[derive(Debug, Default)]
+struct Used {
+    sessions: AtomicU64,
+    /// One account for each worker, so that each has one writer; opened with the key's first session there.
+    bytes: OnceLock<Box<[OnceLock<Arc<Bytes>>]>>,
+}
+
+/// The answer to `GET /usage`.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Usage<'a> {
+    pub id: &'a str,
+    pub rate: f64,
+    pub burst: u32,
+    /// What the bucket holds now, in whole thousandths, rounded down.
+    pub tokens: f64,
+    pub sessions_active: u64,
+    pub sessions_total: u64,
+    pub bytes_client_to_target: u64,
+    pub bytes_target_to_client: u64,
 }
 
 /// One of the sessions that a key may have at a time; given back when dropped.
@@ -44,10 +74,13 @@ impl Keys {
         let by_hash = entries.into_iter().map(|entry| {
             let key = Key {
                 id: entry.id,
+                rate: entry.rate,
+                burst: entry.burst,
                 bucket: Bucket::new(entry.rate, entry.burst),
                 max_sessions: entry.max_sessions,
                 expires: entry.expires,
                 sessions: AtomicU64::new(0),
+                used: Arc::default(),
             };
             (entry.sha256, Arc::new(key))
         });
@@ -81,15 +114,48 @@ impl Keys {
             return Err(Failure::TooManySessions);
         }
         let session = SessionOfKey(key.clone());
-        let now = u64::try_from(now.saturating_duration_since(self.epoch).as_nanos()).unwrap_or(u64::MAX);
-        key.bucket.take(now).map_err(|retry_after| Failure::RateLimited { retry_after })?;
+        key.bucket.take(self.time(now)).map_err(|retry_after| Failure::RateLimited { retry_after })?;
+        key.used.sessions.fetch_add(1, Ordering::Relaxed);
         Ok(session)
+    }
+
+    /// What this key is used for, at `now`.
+    pub fn usage<'k>(&self, key: &'k Key, now: Instant) -> Usage<'k> {
+        let accounts = key.used.bytes.get().into_iter().flat_map(|workers| workers.iter().filter_map(OnceLock::get));
+        let (mut from_client, mut from_target) = (0, 0);
+        for account in accounts {
+            from_client += account.get(Side::Client);
+            from_target += account.get(Side::Target);
+        }
+        Usage {
+            id: &key.id,
+            rate: key.rate,
+            burst: key.burst,
+            tokens: (key.bucket.level(self.time(now)) * 1000.0).floor() / 1000.0,
+            sessions_active: key.sessions.load(Ordering::Relaxed),
+            sessions_total: key.used.sessions.load(Ordering::Relaxed),
+            bytes_client_to_target: from_client,
+            bytes_target_to_client: from_target,
+        }
+    }
+
+    /// On the buckets' clock.
+    fn time(&self, now: Instant) -> u64 {
+        u64::try_from(now.saturating_duration_since(self.epoch).as_nanos()).unwrap_or(u64::MAX)
+    }
+}
+
+impl Key {
+    /// Where `worker`, one of `workers`, counts this key's bytes.
+    pub fn account(&self, worker: usize, workers: usize) -> Option<Arc<Bytes>> {
+        let accounts = self.used.bytes.get_or_init(|| (0..workers).map(|_| OnceLock::new()).collect());
+        Some(accounts.get(worker)?.get_or_init(Arc::default).clone())
     }
 }
 
 impl SessionOfKey {
-    pub fn id(&self) -> &str {
-        &self.0.id
+    pub fn key(&self) -> &Key {
+        &self.0
     }
 }
 
@@ -126,6 +192,28 @@ mod tests {
         let keys = keys(None, Some(expires));
         keys.authenticate(Some("secret"), expires - Duration::from_nanos(1)).unwrap();
         assert_eq!(keys.authenticate(Some("secret"), expires).unwrap_err(), Failure::InvalidKey);
+    }
+
+    #[test]
+    fn usage_of_a_key() {
+        let keys = keys(None, None);
+        let key = keys.authenticate(Some("secret"), SystemTime::now()).unwrap();
+        let now = Instant::now();
+        let fresh = keys.usage(&key, now);
+        assert_eq!((fresh.id, fresh.rate, fresh.burst, fresh.tokens), ("acme", 1.0, 2, 2.0));
+        let session = keys.admit(&key, now).unwrap();
+        for (worker, bytes) in [(0, 1), (2, 10), (2, 100)] {
+            let account = session.key().account(worker, 3).unwrap();
+            account.add(Side::Client, bytes);
+            account.add(Side::Target, 2 * bytes);
+        }
+        assert!(session.key().account(3, 3).is_none());
+        let used = keys.usage(&key, now);
+        assert_eq!((used.tokens, used.sessions_active, used.sessions_total), (1.0, 1, 1));
+        assert_eq!((used.bytes_client_to_target, used.bytes_target_to_client), (111, 222));
+        drop(session);
+        let later = keys.usage(&key, now + Duration::from_millis(500));
+        assert_eq!((later.tokens, later.sessions_active, later.sessions_total), (1.5, 0, 1));
     }
 
     #[test]

@@ -2,12 +2,15 @@
 //!
 //! Everything here happens before a session's first relayed byte. State that worker threads share is touched at
 //! connect only; a connection belongs to the worker that accepted it.
+pub mod admin;
 mod arrival;
 pub mod bucket;
 mod connection;
 pub mod http;
 pub mod keys;
+mod record;
 mod routes;
+mod schema;
 mod session;
 pub mod tls;
 mod worker;
@@ -21,10 +24,11 @@ use std::{
     },
 };
 
+use futures_channel::mpsc::{self, UnboundedSender};
 use ipnet::IpNet;
 use rustls_pki_types::CertificateDer;
 
-use self::{keys::Keys, tls::Acceptor, worker::Listener};
+use self::{keys::Keys, record::RowsWanted, tls::Acceptor, worker::Listener};
 use crate::{
     agent::{dial::Dialler, egress::Egress, tls as target_tls},
     config::{
@@ -37,6 +41,7 @@ use crate::{
         resolver::Resolver,
         threads::{Threads, allowed_cores},
     },
+    telemetry::counters::WorkerCounters,
 };
 
 /// What all workers of a gateway share.
@@ -45,6 +50,8 @@ pub struct Shared {
     node_id: String,
     public_url: Option<String>,
     limits: LimitsConfig,
+    /// How many workers there are.
+    workers: usize,
     keys: Keys,
     /// There if there are TLS listeners.
     tls: Option<Acceptor>,
@@ -67,6 +74,15 @@ pub struct Gateway {
     pub addresses: Vec<SocketAddr>,
     pub tls_addresses: Vec<SocketAddr>,
     pub shared: Arc<Shared>,
+    driver: &'static str,
+    workers: Vec<Observed>,
+}
+
+/// A worker, as the admin listener sees it.
+#[derive(Clone, Debug)]
+struct Observed {
+    counters: Arc<WorkerCounters>,
+    rows: UnboundedSender<RowsWanted>,
 }
 
 impl Gateway {
@@ -100,14 +116,19 @@ impl Gateway {
         let tls_addresses = bind(wanted, true)?;
         let shared = Arc::new(Shared::new(config, keys, roots, tls)?);
         let cores = allowed_cores();
+        let mut observed = Vec::new();
         for (index, listeners) in listeners.into_iter().enumerate() {
             let shared = shared.clone();
             let core = if cores.is_empty() { None } else { cores.get(index % cores.len()).copied() };
+            let (rows, wanted) = mpsc::unbounded();
+            let counters = Arc::new(WorkerCounters::default());
+            observed.push(Observed { counters: counters.clone(), rows });
+            let desk = worker::Desk { index, counters, rows: wanted };
             threads.spawn(&format!("worker-{index}"), driver.clone(), core, move |commands| {
-                worker::run(shared, listeners, commands)
+                worker::run(shared, listeners, desk, commands)
             })?;
         }
-        Ok(Self { addresses, tls_addresses, shared })
+        Ok(Self { addresses, tls_addresses, shared, driver: driver.name(), workers: observed })
     }
 }
 
@@ -127,6 +148,11 @@ impl Shared {
         self.proxy_protocol_from.is_empty() || self.proxy_protocol_from.iter().any(|net| net.contains(&from))
     }
 
+    /// The slugs of all agents, and whether one of that slug is up.
+    fn agents_up(&self) -> Vec<(String, bool)> {
+        self.agent.iter().map(|(agent, _)| (agent.slug.clone(), true)).collect()
+    }
+
     fn new(
         config: GatewayConfig,
         keys: Vec<KeyEntry>,
@@ -140,6 +166,7 @@ impl Shared {
             tcp_keepalive: config.limits.tcp_keepalive,
         };
         Ok(Self {
+            workers: config.runtime.worker_threads(),
             node_id: config.node_id,
             public_url: config.public_url,
             limits: config.limits,

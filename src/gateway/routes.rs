@@ -1,11 +1,16 @@
 //! What the paths of the public listener mean.
-use std::sync::atomic::Ordering;
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::{Instant, SystemTime},
+};
 
 use serde::Serialize;
 
 use super::{
     Shared,
     http::{Request, Response},
+    keys::Key,
+    schema,
 };
 
 /// What a request leads to.
@@ -27,9 +32,24 @@ struct Docs<'a> {
     message: String,
 }
 
+/// The answer to `GET /network/agents`.
+#[derive(Serialize)]
+struct Agents<'a> {
+    agents: Vec<Agent<'a>>,
+}
+
+#[derive(Serialize)]
+struct Agent<'a> {
+    slug: &'a str,
+    country: &'a str,
+    up: bool,
+}
+
+const PATHS: [&str; 7] = ["/ws", "/ws/", "/ws/docs", "/ws/schema", "/healthz", "/usage", "/network/agents"];
+
 /// `secure`: the request came through TLS.
 pub(super) fn route(shared: &Shared, request: &Request, secure: bool) -> Route {
-    let known = matches!(request.path.as_str(), "/ws" | "/ws/" | "/ws/docs" | "/healthz");
+    let known = PATHS.contains(&request.path.as_str());
     if known && request.method != "GET" {
         let answer = Response::error(405, "method_not_allowed", "Only GET is allowed here").with("Allow", "GET");
         return Route::Answer(answer);
@@ -37,7 +57,12 @@ pub(super) fn route(shared: &Shared, request: &Request, secure: bool) -> Route {
     match request.path.as_str() {
         "/ws" | "/ws/" => websocket(shared, request),
         "/ws/docs" => Route::Answer(docs(shared, request, secure)),
+        "/ws/schema" => Route::Answer(Response::json(200, schema::SCHEMA.into())),
         "/healthz" => Route::Answer(Response::json(200, r#"{"ok":true}"#.into())),
+        "/usage" => Route::Answer(with_key(shared, request, |key| {
+            serde_json::to_string(&shared.keys.usage(key, Instant::now()))
+        })),
+        "/network/agents" => Route::Answer(with_key(shared, request, |_| serde_json::to_string(&agents(shared)))),
         _ => Route::Answer(Response::error(404, "not_found", "There is nothing here; see /ws/docs")),
     }
 }
@@ -73,6 +98,25 @@ fn websocket(shared: &Shared, request: &Request) -> Route {
         return Route::Answer(answer.with("Retry-After", "1"));
     }
     Route::WebSocket { accept, api_key: request.header("x-api-key").map(str::to_owned) }
+}
+
+/// An answer for whoever shows a key: in `X-API-Key`, else as a bearer token (RFC 6750 section 2.1).
+fn with_key(shared: &Shared, request: &Request, answer: impl FnOnce(&Key) -> serde_json::Result<String>) -> Response {
+    let bearer = || {
+        let (scheme, token) = request.header("authorization")?.split_once(' ')?;
+        scheme.eq_ignore_ascii_case("bearer").then(|| token.trim_start_matches(' '))
+    };
+    let secret = request.header("x-api-key").or_else(bearer);
+    let key: Result<Arc<Key>, _> = shared.keys.authenticate(secret, SystemTime::now());
+    match key {
+        Ok(key) => Response::json(200, answer(&key).unwrap_or_default()),
+        Err(failure) => Response::error(401, failure.code(), &failure.message()).with("WWW-Authenticate", "Bearer"),
+    }
+}
+
+fn agents(shared: &Shared) -> Agents<'_> {
+    let embedded = shared.agent.iter().map(|(agent, _)| Agent { slug: &agent.slug, country: &agent.country, up: true });
+    Agents { agents: embedded.collect() }
 }
 
 fn docs(shared: &Shared, request: &Request, secure: bool) -> Response {

@@ -14,26 +14,29 @@ use futures_util::future::{Either, select};
 use super::{
     connection::{Client, Expected, Filled},
     keys::SessionOfKey,
+    record::Record,
     worker::{Counted, Worker},
 };
 use crate::{
-    agent::dial::Dialled,
+    agent::dial::{Dialled, Timings},
     gateway::http,
     protocol::{
         answer::{self, Failure},
         close::Close,
         connect::{self, ConnectError, ConnectRequest},
         frame::{self, Opcode},
+        session::Side,
         setup::{Event, Held, Setup, Watch},
     },
     relay::{
-        self, Connected,
+        self, Connected, Meter,
         buffers::Buffer,
         deadline,
         socket::{Received, Socket},
         wake::Signal,
     },
     runtime::sys,
+    telemetry::counters::{self, Stage},
 };
 
 /// How often a client that is not being read from is looked at for a reset.
@@ -70,18 +73,22 @@ pub(super) async fn set_up(
     if client.send(&http::switching_protocols(accept)).await.is_err() {
         return;
     }
-    let admitted = match connect_message(worker, &mut client).await {
-        Ok(mut message) => admit(worker, &mut message, api_key.as_deref()),
-        Err(end) => Err(end),
+    let upgraded = Instant::now();
+    let message = match connect_message(worker, &mut client).await {
+        Ok(message) => Ok(message),
+        Err(end @ End::Failure(_)) => Err(end),
+        Err(end) => return end.say(worker, client, None).await,
     };
-    let admitted = match admitted {
+    let record = Record::new(worker, client.peer);
+    worker.counters.took(Stage::Message, upgraded.elapsed());
+    let admitted = match message.and_then(|mut message| admit(worker, &record, &mut message, api_key.as_deref())) {
         Ok(admitted) => admitted,
-        Err(end) => return end.say(client).await,
+        Err(end) => return end.say(worker, client, Some(&record)).await,
     };
     drop(pending);
-    match dial(worker, &mut client, &admitted.request).await {
-        Ok((dialled, held)) => begin(worker, client, admitted, dialled, held).await,
-        Err(end) => end.say(client).await,
+    match dial(worker, &mut client, &record, &admitted.request).await {
+        Ok((dialled, held)) => begin(worker, client, record, admitted, dialled, held).await,
+        Err(end) => end.say(worker, client, Some(&record)).await,
     }
 }
 
@@ -120,29 +127,40 @@ async fn connect_message(worker: &Worker, client: &mut Client) -> Result<Vec<u8>
 }
 
 /// The checks of a connect message, in their order: JSON, key, fields, sessions of the key, bucket.
-fn admit(worker: &Worker, message: &mut [u8], header_key: Option<&str>) -> Result<Admitted, End> {
+fn admit(worker: &Worker, record: &Rc<Record>, message: &mut [u8], header_key: Option<&str>) -> Result<Admitted, End> {
     let shared = &worker.shared;
     let message = connect::parse(message).map_err(|error| unusable(&error))?;
     let key = shared.keys.authenticate(message.key(header_key), SystemTime::now()).map_err(End::Failure)?;
+    record.authenticated(&key);
     let request = message.validate().map_err(|error| unusable(&error))?;
+    record.validated(&request.target);
     // Looked at in the upgrade already; those who passed it together are counted here.
     let counted = Counted::new(shared, |shared| &shared.sessions, shared.limits.max_sessions)
         .ok_or(End::Failure(Failure::Overloaded))?;
     let of_key = shared.keys.admit(&key, Instant::now()).map_err(End::Failure)?;
+    record.admitted();
     Ok(Admitted { request, of_key, counted })
 }
 
 /// Dials the target while the client's frames are held. The client may make the dial pointless.
-async fn dial(worker: &Worker, client: &mut Client, request: &ConnectRequest) -> Result<(Dialled, Held), End> {
+async fn dial(
+    worker: &Worker,
+    client: &mut Client,
+    record: &Record,
+    request: &ConnectRequest,
+) -> Result<(Dialled, Held), End> {
+    let asked = Instant::now();
     let Some((agent, dialler)) = &worker.shared.agent else { return Err(End::Failure(Failure::NoAgent)) };
     if !request.selection.matches(&agent.slug, &agent.country) {
         return Err(End::Failure(Failure::NoAgent));
     }
+    record.agent(&agent.slug, asked.elapsed());
+    let timings = Timings::default();
     let mut held = Held::new(std::mem::take(&mut client.input));
     let stop = Signal::default();
     let deadline = Instant::now() + worker.shared.limits.target_timeout;
     let dialled = {
-        let dial = pin!(client.draining.or(deadline::until(deadline, dialler.dial(request))));
+        let dial = pin!(client.draining.or(deadline::until(deadline, dialler.dial(request, &timings))));
         let watch = pin!(watch(&client.socket, &mut held, &stop));
         match select(dial, watch).await {
             Either::Left((dialled, watch)) => {
@@ -154,6 +172,7 @@ async fn dial(worker: &Worker, client: &mut Client, request: &ConnectRequest) ->
             Either::Right((Err(end), _)) => Err(end),
         }
     };
+    record.dialled(&timings);
     match dialled {
         Ok(Some(Some(Ok(dialled)))) => Ok((dialled, held)),
         other => {
@@ -198,12 +217,20 @@ async fn watch(socket: &Socket, held: &mut Held, stop: &Signal) -> Result<(), En
 }
 
 /// Tells the client, and hands the session to the relay.
-async fn begin(worker: &Rc<Worker>, client: Client, admitted: Admitted, dialled: Dialled, held: Held) {
+async fn begin(
+    worker: &Rc<Worker>,
+    client: Client,
+    record: Rc<Record>,
+    admitted: Admitted,
+    dialled: Dialled,
+    held: Held,
+) {
     let Some((agent, _)) = &worker.shared.agent else { return };
     let message = answer::connected(&agent.node_id, dialled.subprotocol.as_deref());
     if client.send(&message).await.is_err() {
-        return;
+        return record.client_gone(None);
     }
+    record.connected();
     let Admitted { request, of_key, counted } = admitted;
     let connected = Connected {
         client: client.socket,
@@ -212,13 +239,14 @@ async fn begin(worker: &Rc<Worker>, client: Client, admitted: Admitted, dialled:
         from_target: dialled.received,
         idle_timeout: request.idle_timeout,
     };
-    let peer = client.peer;
-    let upstream = request.target.host_and_port();
+    let account = of_key.key().account(worker.index, worker.shared.workers);
+    let meter = Meter { worker: worker.counters.clone(), account };
     let relayed = worker.clone();
     worker.spawn(move |_| async move {
-        let summary = relay::run(connected, &relayed.registry).await;
-        tracing::debug!(key = of_key.id(), client = %peer, upstream, ?summary, "session ended");
-        drop((of_key, counted));
+        let relay = relay::begin(connected, &relayed.registry, meter);
+        record.relayed(&relay);
+        relay.ended().await;
+        drop((record, of_key, counted));
     });
 }
 
@@ -227,8 +255,29 @@ fn unusable(error: &ConnectError) -> End {
 }
 
 impl End {
-    /// Says to the client what there is to say, and closes.
-    async fn say(self, client: Client) {
+    /// Says to the client what there is to say, and closes. `record`: where there was a connect message.
+    async fn say(self, worker: &Worker, client: Client, record: Option<&Record>) {
+        let code = match &self {
+            Self::Gone => None,
+            Self::Answer(payload) => Some(payload.first_chunk().map(|code| u16::from_be_bytes(*code))),
+            Self::Close(close) => Some(Some(close.code)),
+            Self::Broken => Some(Some(Close::PROTOCOL_ERROR.code)),
+            Self::Failure(failure) => Some(Some(failure.close_code())),
+        };
+        if let Some(code) = code {
+            worker.counters.closed(Side::Client, code);
+        }
+        match (&self, record) {
+            (Self::Gone | Self::Answer(_) | Self::Broken, Some(record)) => record.client_gone(code.flatten()),
+            (Self::Close(close), Some(record)) => record.drained(close.code),
+            (Self::Failure(failure), Some(record)) => record.failed(failure),
+            (Self::Close(close), None) if *close == Close::CONNECT_TIMEOUT => {
+                worker.counters.refused(counters::TIMEOUT_MESSAGE);
+            }
+            (Self::Close(_), None) => worker.counters.refused(counters::DRAINING),
+            (Self::Broken, None) => worker.counters.refused(counters::BAD_FRAME),
+            (Self::Gone | Self::Answer(_) | Self::Failure(_), None) => {}
+        }
         match self {
             Self::Gone => {}
             Self::Answer(payload) => {
@@ -239,7 +288,11 @@ impl End {
             Self::Close(close) => client.finish(&close.to_bytes(None), Expected::Close).await,
             Self::Broken => client.finish(&Close::PROTOCOL_ERROR.to_bytes(None), Expected::Garbage).await,
             Self::Failure(failure) => {
-                tracing::debug!(client = %client.peer, code = failure.code(), "session refused: {}", failure.message());
+                // Some texts name headers and cookies, which the client chose, so only the cause of a failed dial is
+                // logged.
+                if let Failure::TargetUnreachable(why) | Failure::TargetHandshakeInvalid(why) = &failure {
+                    tracing::debug!(client = %client.peer, code = failure.code(), "session refused: {why}");
+                }
                 client.finish(&failure.to_frames(), Expected::Close).await;
             }
         }

@@ -16,10 +16,15 @@ use futures_channel::mpsc::UnboundedReceiver;
 use futures_util::{FutureExt, StreamExt};
 use monoio::net::{TcpListener, TcpStream};
 
-use super::{Shared, connection, http::Response};
+use super::{
+    Shared, connection,
+    http::Response,
+    record::{Records, RowsWanted},
+};
 use crate::{
     relay::{Registry, deadline, wake::Signal},
     runtime::{memory, sockets, threads::Command},
+    telemetry::counters::{self, WorkerCounters},
 };
 
 /// How long accepting rests when the process has no file descriptors or memory left. Trying again at once would fail
@@ -34,6 +39,10 @@ const CROWD: usize = 100;
 /// What the tasks of one worker share.
 pub(super) struct Worker {
     pub shared: Arc<Shared>,
+    /// From 0.
+    pub index: usize,
+    pub counters: Arc<WorkerCounters>,
+    pub records: Records,
     pub registry: Registry,
     /// Connections and sessions of this worker, as long as they are not closed.
     live: RefCell<Vec<Weak<Signal>>>,
@@ -41,6 +50,14 @@ pub(super) struct Worker {
     /// How many are live, and the most there were since memory was given back.
     count: Cell<usize>,
     most: Cell<usize>,
+}
+
+/// What a worker has of its own in the view of the admin listener.
+#[derive(Debug)]
+pub(super) struct Desk {
+    pub index: usize,
+    pub counters: Arc<WorkerCounters>,
+    pub rows: UnboundedReceiver<RowsWanted>,
 }
 
 /// One that is counted in the whole process until it is dropped.
@@ -75,10 +92,15 @@ pub(super) struct Listener {
 pub(super) async fn run(
     shared: Arc<Shared>,
     listeners: Vec<Listener>,
+    desk: Desk,
     mut commands: UnboundedReceiver<Command>,
 ) -> io::Result<()> {
+    let Desk { index, counters, mut rows } = desk;
     let worker = Rc::new(Worker {
         shared,
+        index,
+        counters,
+        records: Records::default(),
         registry: Registry::default(),
         live: RefCell::default(),
         idle: Signal::default(),
@@ -92,12 +114,19 @@ pub(super) async fn run(
     }
     let watcher = worker.clone();
     monoio::spawn(async move { watcher.registry.watch().await });
+    let clerk = worker.clone();
+    monoio::spawn(async move {
+        while let Some(wanted) = rows.next().await {
+            clerk.records.send(wanted).await;
+        }
+    });
     let housekeeper = worker.clone();
     monoio::spawn(async move { housekeeper.keep_memory_low().await });
     match commands.next().await {
         Some(Command::Drain { window_end }) => worker.drain(window_end).await,
         None => {}
     }
+    worker.records.write_all();
     Ok(())
 }
 
@@ -142,6 +171,7 @@ impl Worker {
             match listener.accept().await {
                 Ok((tcp, peer)) => {
                     resting = false;
+                    self.counters.accepts.add(1);
                     self.take(tcp, peer, tls);
                 }
                 Err(error) => {
@@ -165,6 +195,7 @@ impl Worker {
             return;
         }
         let Some(pending) = Counted::new(&self.shared, |shared| &shared.pending, self.shared.limits.max_pending) else {
+            self.counters.refused(counters::TOO_MANY_PENDING);
             // With TLS there is nothing to say before the handshake.
             return if tls { drop(tcp) } else { refuse(&tcp) };
         };

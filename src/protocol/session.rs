@@ -87,6 +87,8 @@ pub struct Received {
     pub forward: usize,
     /// So many bytes from the front are done with; the rest comes again in front of what is received next.
     pub consumed: usize,
+    /// A Close is among what is to be sent on, with this code; `Some(None)`: one without a code.
+    pub close: Option<Option<u16>>,
 }
 
 /// What a peer's TCP says of the bytes sent to it.
@@ -246,7 +248,7 @@ impl Session {
     pub fn received(&mut self, from: Side, bytes: &[u8], counts: &mut FrameCounts, now: Instant) -> Received {
         let lane = self.lane_mut(from);
         if lane.input != Input::Frames {
-            return Received { forward: 0, consumed: bytes.len() };
+            return Received { forward: 0, consumed: bytes.len(), close: None };
         }
         let until = match lane.forward {
             Forward::FrameInProgress(_) => Until::FrameEnd,
@@ -273,6 +275,7 @@ impl Session {
             idle.untaken = true;
         }
         let mut consumed = scanned.len;
+        let mut close = None;
         match scanned.stop {
             Stop::InputEnd => {}
             Stop::FrameEnd => {
@@ -281,6 +284,7 @@ impl Session {
             }
             Stop::Close => {
                 consumed = bytes.len();
+                close = passing.then(|| self.lane(from).scanner.close_code());
                 self.close_received(from, passing, now);
             }
             Stop::LengthOverflow => {
@@ -288,7 +292,7 @@ impl Session {
                 self.length_overflow(from, now);
             }
         }
-        Received { forward, consumed }
+        Received { forward, consumed, close }
     }
 
     /// What [`Session::received`] said is to be forwarded has been sent.

@@ -12,10 +12,11 @@ mod tls;
 pub mod wake;
 
 use std::{
-    cell::{Cell, RefCell, RefMut},
+    cell::{Cell, RefCell},
     os::fd::AsFd,
     panic::AssertUnwindSafe,
     rc::{Rc, Weak},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -26,9 +27,10 @@ use crate::{
     protocol::{
         close::Close,
         frame::FrameCounts,
-        session::{Ending, Session, Side},
+        session::{Ending, Received, Session, Side},
     },
     runtime::sys,
+    telemetry::counters::{Bytes, WorkerCounters},
 };
 
 /// How often each peer is looked at, whether it is lost, and how many sessions at a time: for a moment that nobody
@@ -48,7 +50,15 @@ pub struct Connected {
     pub idle_timeout: Option<Duration>,
 }
 
-/// What passed in a session, and how it ended.
+/// Where a session's traffic is counted, while it passes. Both must belong to this thread.
+#[derive(Clone, Debug)]
+pub struct Meter {
+    pub worker: Arc<WorkerCounters>,
+    /// The bytes of whoever the session is for.
+    pub account: Option<Arc<Bytes>>,
+}
+
+/// What passed in a session so far, and how it ended.
 #[derive(Clone, Copy, Debug)]
 pub struct Summary {
     pub frames_from_client: u64,
@@ -66,8 +76,8 @@ pub struct Relay {
     lanes: [Signal; 2],
     warden: Signal,
     running: Cell<u8>,
-    counts: RefCell<[FrameCounts; 2]>,
     debts: RefCell<[Debt; 2]>,
+    meter: Meter,
 }
 
 /// The sessions of one worker: to end them together, and to find dead peers.
@@ -121,8 +131,8 @@ impl Registry {
     }
 }
 
-/// Relays a session until both its connections are closed.
-pub async fn run(connected: Connected, registry: &Registry) -> Summary {
+/// Begins to relay a session. Its lanes run by themselves; [`Relay::ended`] keeps its time and must be awaited.
+pub fn begin(connected: Connected, registry: &Registry, meter: Meter) -> Rc<Relay> {
     let Connected { client, target, from_client, from_target, idle_timeout } = connected;
     let relay = Rc::new(Relay {
         session: RefCell::new(Session::new(idle_timeout, Instant::now())),
@@ -130,17 +140,27 @@ pub async fn run(connected: Connected, registry: &Registry) -> Summary {
         lanes: Default::default(),
         warden: Signal::default(),
         running: Cell::new(2),
-        counts: RefCell::default(),
         debts: RefCell::default(),
+        meter,
     });
     registry.add(&relay);
     relay.clone().spawn_lane(Side::Client, from_client);
     relay.clone().spawn_lane(Side::Target, from_target);
-    relay.keep_time().await;
-    relay.summary()
+    relay
 }
 
 impl Relay {
+    /// Waits until both connections are closed.
+    pub async fn ended(&self) -> Summary {
+        self.keep_time().await;
+        self.summary()
+    }
+
+    /// Whether one of the peers has closed, left, or been told to.
+    pub fn is_ending(&self) -> bool {
+        self.session.borrow().is_ending()
+    }
+
     fn spawn_lane(self: Rc<Self>, from: Side, first: Vec<u8>) {
         monoio::spawn(async move {
             let lane = AssertUnwindSafe(pump::run(self.clone(), from, first)).catch_unwind();
@@ -208,6 +228,22 @@ impl Relay {
         result
     }
 
+    /// Asks the session what becomes of these bytes, and counts it.
+    fn receive(&self, from: Side, bytes: &[u8]) -> Received {
+        let mut began = FrameCounts::default();
+        let received = self.change(|session| session.received(from, bytes, &mut began, Instant::now()));
+        let passed = received.forward as u64;
+        self.meter.worker.passed(from, &began, passed);
+        if let Some(account) = &self.meter.account {
+            account.add(from, passed);
+        }
+        received
+    }
+
+    fn close_passed(&self, to: Side, code: Option<u16>) {
+        self.meter.worker.closed(to, code);
+    }
+
     async fn send_close(&self, to: Side, close: Close) -> std::io::Result<()> {
         let masking_key = match to {
             Side::Client => None,
@@ -218,7 +254,9 @@ impl Relay {
                 Some(key)
             }
         };
-        self.socket(to).send_bytes(&close.to_bytes(masking_key)).await
+        self.socket(to).send_bytes(&close.to_bytes(masking_key)).await?;
+        self.close_passed(to, Some(close.code));
+        Ok(())
     }
 
     fn socket(&self, side: Side) -> &Socket {
@@ -229,11 +267,8 @@ impl Relay {
         &self.lanes[from as usize]
     }
 
-    fn counts(&self, from: Side) -> RefMut<'_, FrameCounts> {
-        RefMut::map(self.counts.borrow_mut(), |counts| &mut counts[from as usize])
-    }
-
-    fn summary(&self) -> Summary {
+    /// What has passed so far; complete once the session has ended.
+    pub fn summary(&self) -> Summary {
         let session = self.session.borrow();
         let (frames_from_client, bytes_from_client) = session.passed(Side::Client);
         let (frames_from_target, bytes_from_target) = session.passed(Side::Target);

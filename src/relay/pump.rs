@@ -82,13 +82,15 @@ async fn receive(relay: &Rc<Relay>, from: Side, carry: &mut Carry) {
 
 /// Passes on what of `buffer[..len]` the session says.
 async fn pass(relay: &Rc<Relay>, from: Side, buffer: Buffer, len: usize, carry: &mut Carry) {
-    let received =
-        relay.change(|session| session.received(from, &buffer[..len], &mut relay.counts(from), Instant::now()));
+    let received = relay.receive(from, &buffer[..len]);
     carry.keep(&buffer[received.consumed..len]);
     if received.forward == 0 {
         return;
     }
     let (sent, _buffer) = relay.socket(from.other()).send(buffer, 0..received.forward).await;
+    if let (Ok(()), Some(code)) = (&sent, received.close) {
+        relay.close_passed(from.other(), code);
+    }
     relay.change(|session| match sent {
         Ok(()) => session.sent(from),
         Err(_) => session.send_failed(from, Instant::now()),

@@ -29,6 +29,15 @@ pub fn bind(address: SocketAddr, count: usize) -> io::Result<Vec<TcpListener>> {
     Ok(listeners)
 }
 
+/// Binds one socket to an address that nobody else listens on, this program in another process neither.
+///
+/// # Errors
+/// As for [`bind`].
+pub fn bind_alone(address: SocketAddr) -> io::Result<TcpListener> {
+    bind_one(address, false)
+        .map_err(|error| io::Error::new(error.kind(), format!("cannot listen on {address}: {error}")))
+}
+
 /// The address itself if nobody listens there, in this process or another; else the same with any free port.
 pub fn free_or_any(preferred: SocketAddr) -> SocketAddr {
     // Bound without SO_REUSEPORT, so that a listener that has it is seen too.

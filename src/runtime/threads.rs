@@ -92,6 +92,14 @@ impl Threads {
         Ok(())
     }
 
+    /// Does what SIGTERM does, from any thread.
+    pub fn terminator(&self) -> impl Fn() + Send + 'static {
+        let terminate = self.sender.clone();
+        move || {
+            let _ = terminate.send(Event::Terminate);
+        }
+    }
+
     pub fn len(&self) -> usize {
         self.workers.len()
     }

@@ -1,7 +1,7 @@
 //! Logs on standard error, written by a thread of their own so that no worker waits for a terminal or a pipe.
-use std::io;
+use std::{io, sync::OnceLock};
 
-use tracing_appender::non_blocking::{NonBlockingBuilder, WorkerGuard};
+use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::{EnvFilter, fmt};
 
 /// Lines that may wait to be written; beyond that they are dropped and counted, not waited for.
@@ -10,6 +10,13 @@ const QUEUED_LINES: usize = 64 * 1024;
 /// The environment variable with the log levels, and the one with the format.
 pub const LEVELS: &str = "RINGWAY_LOG";
 pub const FORMAT: &str = "RINGWAY_LOG_FORMAT";
+
+static DROPPED: OnceLock<ErrorCounter> = OnceLock::new();
+
+/// Lines that were dropped so far, because standard error did not take them in time.
+pub fn dropped_lines() -> u64 {
+    DROPPED.get().map_or(0, |counter| counter.dropped_lines() as u64)
+}
 
 /// Writes what is still queued when dropped.
 #[derive(Debug)]
@@ -31,6 +38,7 @@ pub fn start() -> Result<Logs, String> {
     let format = std::env::var(FORMAT).unwrap_or_default();
     let (writer, guard) =
         NonBlockingBuilder::default().lossy(true).buffered_lines_limit(QUEUED_LINES).finish(io::stderr());
+    let _ = DROPPED.set(writer.error_counter());
     let logs = fmt().with_env_filter(filter).with_writer(writer);
     match format.as_str() {
         "" | "text" => {

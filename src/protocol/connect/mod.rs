@@ -22,7 +22,7 @@ pub use self::selection::Selection;
 use crate::protocol::target::Target;
 
 /// The fields of the message; all others are ignored.
-const FIELDS: [&str; 9] = ["apiKey", "key", "url", "headers", "cookies", "geo", "agent", "idle_timeout", "proxy"];
+pub const FIELDS: [&str; 9] = ["apiKey", "key", "url", "headers", "cookies", "geo", "agent", "idle_timeout", "proxy"];
 
 /// A connect message whose key can be looked up, with all other fields still unjudged.
 pub struct ConnectMessage<'a> {

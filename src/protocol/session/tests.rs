@@ -436,7 +436,7 @@ fn a_frame_in_progress_comes_to_its_end_before_a_close_of_ours() {
     for (sent, expected) in [(&whole[..], Some(Close::RESTART_CLIENT)), (&whole[..500], None)] {
         let mut world = World::new([script(vec![]), Script { polite: false, ..script(vec![]) }], None);
         let received = world.session.received(Side::Target, &whole[..400], &mut FrameCounts::default(), world.now);
-        assert_eq!(received, Received { forward: 400, consumed: 400 });
+        assert_eq!(received, Received { forward: 400, consumed: 400, close: None });
         world.session.sent(Side::Target);
         world.peers[0].received.extend(&whole[..400]);
         let window_end = world.now + Duration::from_secs(20);

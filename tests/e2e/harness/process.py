@@ -51,16 +51,19 @@ def key_entry(key: str = KEY, **limits) -> dict:
     return {"id": f"id-{key}", "sha256": sha256_hex(key), **({"rate": 100000.0, "burst": 100000} if not limits else {}), **limits}
 
 
-def gateway_config(*, driver: str | None = None, workers: int = 2, limits: dict | None = None, egress: dict | None = None, agent: dict | None = None, top: dict | None = None, listen: dict | None = None, tls: dict | None = None) -> dict:
-    """gateway.toml as the tests run it. Only keys that this stage of the gateway has: an unbuilt one is refused."""
+def gateway_config(*, driver: str | None = None, workers: int = 2, limits: dict | None = None, egress: dict | None = None, agent: dict | None = None, top: dict | None = None, listen: dict | None = None, tls: dict | None = None, admin: bool = False, embedded: bool = True) -> dict:
+    """gateway.toml as the tests run it. Only keys that this stage of the gateway has: an unbuilt one is refused.
+
+    `admin`: with an admin listener, on any port; the default port would be taken by the next test."""
     return {
         "node_id": "scraping-de1",
         **(top or {}),
         "runtime": {"workers": workers, "driver": driver or DRIVER},
         "listen": {"addr": ["127.0.0.1:0"], **(listen or {})},
         **({"listen.tls": {"addr": ["127.0.0.1:0"], "cert": "cert.pem", "key": "key.pem", **tls}} if tls is not None else {}),
+        "admin": {"addr": "127.0.0.1:0" if admin else ""},
         "keys": {"file": "keys.toml"},
-        "embedded_agent": {"slug": "de1", "country": "DE", **(agent or {})},
+        **({"embedded_agent": {"slug": "de1", "country": "DE", **(agent or {})}} if embedded else {}),
         "egress": {"allow": ["127.0.0.0/8", "::1/128"], **(egress or {})},
         **({"limits": limits} if limits else {}),
     }
@@ -198,6 +201,7 @@ class Gateway(Process):
     port = 0
     """Of the first plain listener, or of the first with TLS where there is no plain one."""
     tls_port = 0
+    admin_port = 0
 
     @classmethod
     async def run(cls, folder: Path, *, keys: list[dict] | None = None, launcher: list[str] | None = None, env: dict | None = None, nofile: int | None = None, listening: bool = True, **config) -> "Gateway":
@@ -212,6 +216,8 @@ class Gateway(Process):
                 if config.get("tls") is not None:
                     gateway.tls_port = int((await gateway.line(r"^listening on (?:\S+):(\d+) \(public, tls\)$"))[1])
                 gateway.port = gateway.port or gateway.tls_port
+                if config.get("admin"):
+                    gateway.admin_port = int((await gateway.line(r"^listening on (?:\S+):(\d+) \(admin\)$"))[1])
                 await gateway.ready()
             except BaseException:
                 await gateway.kill()
