@@ -48,8 +48,8 @@ everything else is on standard error. A message may have up to 64 MiB.
 Examples:
   export RINGWAY_KEY=rw_...
   ringway connect -g wss://relay.example.com/ws wss://target.example.com/stream
-  ringway connect -g wss://relay.example.com/ws -H 'Origin: https://example.com' \\
-      --geo US,DE wss://target.example.com/stream
+  ringway connect -g wss://relay.example.com/ws --geo US,DE \\
+      -H 'Origin: https://example.com' wss://target.example.com/stream
   echo hello | ringway connect -g ws://127.0.0.1:8080/ws ws://127.0.0.1:8081
   ringway connect -g ws://127.0.0.1:8080/ws ws://127.0.0.1:8081 -x hello --wait 60
 
@@ -82,7 +82,7 @@ pub struct Args {
     #[arg(long = "cookie", value_name = "NAME=VALUE", value_parser = cookie)]
     cookies: Vec<(String, String)>,
     /// Seconds without a message from the target after which the gateway ends the session [default: 0, none]
-    #[arg(long, value_name = "SECONDS")]
+    #[arg(long, value_name = "SECONDS", allow_negative_numbers = true)]
     idle_timeout: Option<f64>,
     /// More roots to trust for a wss:// gateway: a PEM file
     #[arg(long, value_name = "FILE")]
@@ -97,7 +97,7 @@ pub struct Args {
     #[arg(long)]
     binary: bool,
     /// Send this message instead of reading standard input; may be repeated
-    #[arg(short = 'x', long = "execute", value_name = "MESSAGE")]
+    #[arg(short = 'x', long = "execute", value_name = "MESSAGE", allow_hyphen_values = true)]
     execute: Vec<String>,
     /// Seconds to stay after the last message was sent, -1 for as long as the target likes
     /// [default: until nothing has come for 1 second; on a terminal 0]
