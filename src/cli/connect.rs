@@ -51,7 +51,7 @@ Examples:
   ringway connect -g wss://relay.example.com/ws --geo US,DE \\
       -H 'Origin: https://example.com' wss://target.example.com/stream
   echo hello | ringway connect -g ws://127.0.0.1:8080/ws ws://127.0.0.1:8081
-  ringway connect -g ws://127.0.0.1:8080/ws ws://127.0.0.1:8081 -x hello --wait 60
+  ringway connect -g ws://127.0.0.1:8080/ws ws://127.0.0.1:8081 -x hello -w 5
 
 Exit codes: 0 after Close 1000 or one without a code, 1 after anything else, 2 usage";
 

@@ -1,6 +1,7 @@
 """CONTRACT 6: the command line as its help, man pages and completions tell it."""
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -23,8 +24,9 @@ COMMANDS = {
 SUBCOMMANDS = {"key new": ["--id", "--rate", "--burst", "--max-sessions", "--expires", "--file"]}
 
 
-def ringway(*words: str, code: int = 0, **options) -> str:
-    done = subprocess.run([binary(), *words], capture_output=True, text=True, timeout=30, stdin=subprocess.DEVNULL, **options)
+def ringway(*words: str, code: int = 0) -> str:
+    environment = {**os.environ, "COLUMNS": "80"}
+    done = subprocess.run([binary(), *words], capture_output=True, text=True, timeout=30, stdin=subprocess.DEVNULL, env=environment)
     assert done.returncode == code, (words, done)
     return done.stdout if code == 0 else done.stderr
 
