@@ -20,7 +20,10 @@ use monoio::{
 use socket2::SockRef;
 
 use super::{buffers::Buffer, tls::Tls};
-use crate::{protocol::session::Progress, runtime::sys};
+use crate::{
+    protocol::session::Progress,
+    runtime::{sys, turns::take_turns},
+};
 
 /// What one receive brought.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,6 +64,7 @@ impl Socket {
     /// # Errors
     /// The wait itself failed; a receive then tells why.
     pub async fn readable(&self) -> io::Result<()> {
+        take_turns().await;
         if self.tls.as_ref().is_some_and(Tls::has_plaintext) {
             return Ok(());
         }

@@ -6,3 +6,4 @@ pub mod resolver;
 pub mod sockets;
 pub mod sys;
 pub mod threads;
+pub mod turns;
