@@ -39,12 +39,26 @@ pub enum Event {
 pub struct Setup {
     message: Vec<u8>,
     fragmented: bool,
+    /// Frames before this in the input have been read. They are dropped together, since moving what is behind each
+    /// of thousands of small ones would cost far more than reading them.
+    at: usize,
 }
 
 impl Setup {
-    /// Takes the next whole frame from the front of `input`.
+    /// Takes the next whole frame from the front of `input`. Behind a ping it must be called again with the same input,
+    /// which still holds what was read, or with more of it.
     pub fn next(&mut self, input: &mut Vec<u8>) -> Event {
+        let event = self.read(input);
+        if !matches!(event, Event::Ping(_)) {
+            let read = std::mem::take(&mut self.at).min(input.len());
+            input.drain(..read);
+        }
+        event
+    }
+
+    fn read(&mut self, input: &[u8]) -> Event {
         loop {
+            let input = input.get(self.at..).unwrap_or_default();
             let header = match Header::parse(input) {
                 Parsed::Header(header) => header,
                 Parsed::Incomplete => return Event::Incomplete,
@@ -60,7 +74,7 @@ impl Setup {
                 return Event::Incomplete;
             }
             let mut payload = input[header.header_len..end].to_vec();
-            input.drain(..end);
+            self.at += end;
             frame::mask(&mut payload, masking_key, 0);
             match header.opcode {
                 Opcode::PING => return Event::Ping(payload),
