@@ -25,6 +25,8 @@ from harness.process import Gateway, key_entry
 from harness.wire import Lost
 
 MIB = 1 << 20
+UNNOTICED_S = 5.0
+"""The longest that a session beside may have to wait: far more than it does, since five test runs may share two cores."""
 
 
 # --- who must not notice anything ------------------------------------------------------------------------------------------
@@ -202,7 +204,7 @@ async def test_slowloris(world, phase):
         if phase == "connect message":
             await wires[0].expect_close(1008, "Connect timeout")
         await until(lambda: gateway.fds() <= before + 10, "all sockets closed")
-    assert bystander.worst < 2, bystander.worst
+    assert bystander.worst < UNNOTICED_S, bystander.worst
 
 
 @pytest.mark.limit(60)
@@ -245,7 +247,7 @@ async def test_ten_thousand_that_say_nothing(world):
         assert gateway.fds() <= fds + allowed + 10
         await until(lambda: gateway.fds() <= fds + 10, "all are gone at the deadline", 20)
         assert time.monotonic() - began < took + 14
-    assert bystander.worst < 4, bystander.worst
+    assert bystander.worst < UNNOTICED_S, bystander.worst
     assert len(gateway.lines) < 100, "it floods its log"
     await still_serves(world, gateway)
 
@@ -273,7 +275,7 @@ async def test_heads_without_an_end(world):
                 await wire.send(unit)
             if status:
                 assert (await wire.read_until(b"\r\n")).startswith(b"HTTP/1.1 " + status)
-    assert bystander.worst < 2, bystander.worst
+    assert bystander.worst < UNNOTICED_S, bystander.worst
     await still_serves(world, gateway)
 
 
@@ -292,7 +294,7 @@ async def test_a_thousand_requests_in_one_write(world):
         await sending
         # And the last of them may open a WebSocket.
         await wire.upgrade()
-    assert bystander.worst < 2, bystander.worst
+    assert bystander.worst < UNNOTICED_S, bystander.worst
 
 
 async def test_requests_whose_answers_nobody_reads(world):
@@ -305,7 +307,7 @@ async def test_requests_whose_answers_nobody_reads(world):
             await until(lambda: len(lived) == 5, "those who do not read are gone", 25)
             assert gateway.rss() - before < 16 * MIB, f"{(gateway.rss() - before) >> 20} MiB"
         await until(lambda: gateway.fds() <= fds + 2, "their sockets are closed")
-    assert bystander.worst < 2, bystander.worst
+    assert bystander.worst < UNNOTICED_S, bystander.worst
 
 
 async def test_sessions_whose_client_never_reads(world):
@@ -330,7 +332,7 @@ async def test_sessions_whose_client_never_reads(world):
         # What waits comes when it is read.
         got = await pairs[0][0].read_exactly(MIB)
         assert got[:10] == message[:10]
-    assert bystander.worst < 2, bystander.worst
+    assert bystander.worst < UNNOTICED_S, bystander.worst
 
 
 async def test_a_client_that_never_reads_its_answer(world):
@@ -366,7 +368,7 @@ async def test_flood_before_the_connect_message(world, name):
         # 1 s, and 5 s in which it could have answered the Close.
         assert max(lived) < 10, lived
         assert gateway.rss() - before < 16 * MIB
-    assert bystander.worst < 2, bystander.worst
+    assert bystander.worst < UNNOTICED_S, bystander.worst
     assert bystander.count > 50, bystander.count
 
 
@@ -379,7 +381,7 @@ async def test_flood_of_pings_whose_pongs_nobody_reads(world):
         with flooding(gateway.port, first=upgrade_request(), block=unit * (MIB // len(unit)), reads=False, seconds=20) as lived:
             await until(lambda: len(lived) == 2, "those who do not read are gone", 20)
         assert gateway.rss() - before < 16 * MIB
-    assert bystander.worst < 2, bystander.worst
+    assert bystander.worst < UNNOTICED_S, bystander.worst
 
 
 async def test_every_ping_of_a_flood_has_its_pong(world):
@@ -401,7 +403,7 @@ async def test_flood_after_an_error(world):
         with flooding(gateway.port, first=upgrade_request() + bad, block=masked(BINARY, b"x" * 1000) * 1000) as lived:
             await until(lambda: len(lived) == 2, "those who flood are gone", 20)
         assert max(lived) < 9, lived
-    assert bystander.worst < 2, bystander.worst
+    assert bystander.worst < UNNOTICED_S, bystander.worst
 
 
 async def test_flood_through_the_relay(world):
@@ -433,7 +435,7 @@ async def test_flood_through_the_relay(world):
                 idle, _ = await world.session(gateway, world.target(), idle_timeout=1)
                 await asyncio.gather(waiting.expect_close(1008, "Connect timeout"), idle.expect_close(1000, "Idle timeout"))
                 assert time.monotonic() - began < 5
-    assert bystander.worst < 2, bystander.worst
+    assert bystander.worst < UNNOTICED_S, bystander.worst
 
 
 # --- at the limits ---------------------------------------------------------------------------------------------------------------
@@ -457,7 +459,7 @@ async def test_no_file_is_left(world):
         for wire in wires:
             wire.close()
         await until(lambda: gateway.fds() < 60, "the files are free again")
-    assert bystander.worst < 2, bystander.worst
+    assert bystander.worst < UNNOTICED_S, bystander.worst
     await still_serves(world, gateway)
 
 
@@ -540,7 +542,7 @@ async def test_garbage(world, seed):
         for connection in target.connections:
             connection.close()
         await until(lambda: gateway.fds() <= fds + 10, "all sockets closed")
-    assert bystander.worst < 2, bystander.worst
+    assert bystander.worst < UNNOTICED_S, bystander.worst
     target.close()
     await still_serves(world, gateway)
 
@@ -610,6 +612,6 @@ async def test_a_listener_that_is_stormed(world):
         await asyncio.gather(*(asyncio.to_thread(storm) for _ in range(2)))
         await until(lambda: gateway.fds() <= fds + 5, "all sockets closed")
         assert gateway.rss() < 120 * MIB, f"{gateway.rss() >> 20} MiB"
-    assert bystander.worst < 2, bystander.worst
+    assert bystander.worst < UNNOTICED_S, bystander.worst
     assert len(gateway.lines) < 50, "it floods its log"
     await still_serves(world, gateway)
