@@ -37,7 +37,7 @@ pub struct Args {
     #[arg(long, value_name = "FILE")]
     pub ca_file: Option<PathBuf>,
     /// Write "ready" to this file descriptor and close it once everything listens
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(RawFd).range(3..))]
     pub ready_fd: Option<RawFd>,
 }
 
@@ -46,6 +46,7 @@ pub struct Args {
 /// # Errors
 /// Something could not be started; the error says what.
 pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    let ready = process::take_ready_fd(args.ready_fd)?;
     let _logs = process::start_logs()?;
     threads::raise_open_files();
     let config = configuration(args);
@@ -63,7 +64,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let public = gateway.addresses[0];
     process::announce(public, "public");
     process::announce(echo, "echo");
-    process::tell_ready(args.ready_fd)?;
+    process::tell_ready(ready)?;
     // Somebody who only wants the server may have closed standard output.
     let _ = io::stdout().write_all(introduction(public, echo, &secret).as_bytes());
     Ok(process::supervise(&threads, DRAIN, || gateway.shared.begin_drain()))

@@ -17,7 +17,7 @@ pub struct Args {
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8081")]
     pub listen: SocketAddr,
     /// Write "ready" to this file descriptor and close it once it listens
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(RawFd).range(3..))]
     pub ready_fd: Option<RawFd>,
 }
 
@@ -26,6 +26,7 @@ pub struct Args {
 /// # Errors
 /// Something could not be started; the error says what.
 pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    let ready = process::take_ready_fd(args.ready_fd)?;
     let _logs = process::start_logs()?;
     threads::raise_open_files();
     let driver = Driver::choose(Wanted::Auto)?;
@@ -33,6 +34,6 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let mut threads = Threads::with_signals()?;
     let address = echo::start(args.listen, &driver, &mut threads)?;
     process::announce(address, "echo");
-    process::tell_ready(args.ready_fd)?;
+    process::tell_ready(ready)?;
     Ok(process::supervise(&threads, Duration::ZERO, || {}))
 }

@@ -19,7 +19,7 @@ pub struct Args {
     #[arg(short, long, value_name = "FILE")]
     pub config: PathBuf,
     /// Write "ready" to this file descriptor and close it once every listener listens
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(RawFd).range(3..))]
     pub ready_fd: Option<RawFd>,
 }
 
@@ -28,6 +28,7 @@ pub struct Args {
 /// # Errors
 /// The files are not usable, or something could not be started; the error says what.
 pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    let ready = process::take_ready_fd(args.ready_fd)?;
     let _logs = process::start_logs()?;
     let config = GatewayConfig::load(&args.config)?;
     let keys = keys::load(&config.keys.file)?;
@@ -41,6 +42,6 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     for address in &gateway.addresses {
         process::announce(*address, "public");
     }
-    process::tell_ready(args.ready_fd)?;
+    process::tell_ready(ready)?;
     Ok(process::supervise(&threads, drain, || gateway.shared.begin_drain()))
 }

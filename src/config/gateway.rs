@@ -259,8 +259,12 @@ fn limits(mut table: Section<'_, '_>) -> LimitsConfig {
 /// Not built: only `addr = ""`, which turns it off, may stand there.
 fn admin(root: &mut Section<'_, '_>) {
     let mut table = root.table("admin", "[admin]");
+    // Not asked for otherwise, so that an "addr" outside of its table is not told that it belongs here.
+    if !table.is_present() {
+        return;
+    }
     let off = table.value("addr", |value| Ok(value.as_str() == Some("")));
-    if table.is_present() && off != Some(true) {
+    if off != Some(true) {
         table.error(Wrong::from(reader::unsupported("[admin]")).hint("leave it out, or write addr = \"\""));
     }
 }

@@ -99,10 +99,6 @@ async fn requests(worker: &Worker, client: &mut Client) -> Option<(String, Optio
 impl Client {
     /// Waits for more input.
     pub async fn fill(&mut self, deadline: Instant) -> Filled {
-        // A client that never stops sending is always readable, so that waiting for it would never be late.
-        if Instant::now() >= deadline {
-            return Filled::Late;
-        }
         let readable = self.draining.or(deadline::until(deadline, self.socket.readable()));
         match readable.await {
             None => return Filled::Draining,

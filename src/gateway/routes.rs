@@ -51,8 +51,11 @@ fn websocket(shared: &Shared, request: &Request) -> Route {
         let message = "This is a WebSocket endpoint; see /ws/docs";
         return Route::Answer(Response::error(426, "upgrade_required", message).with("Upgrade", "websocket"));
     }
+    if request.has_body {
+        return Route::Answer(Response::error(400, "invalid_request", "Bad request: an opening handshake with a body"));
+    }
     // RFC 6455 section 4.4.
-    if request.header("sec-websocket-version") != Some("13") {
+    if !request.is_version_13() {
         let answer = Response::error(426, "unsupported_version", "Only WebSocket version 13 is spoken here");
         return Route::Answer(answer.with("Upgrade", "websocket").with("Sec-WebSocket-Version", "13"));
     }
@@ -74,7 +77,7 @@ fn websocket(shared: &Shared, request: &Request) -> Route {
 fn docs(shared: &Shared, request: &Request) -> Response {
     let base = match &shared.public_url {
         Some(url) => url.trim_end_matches('/').to_owned(),
-        None => format!("ws://{}", request.header("host").unwrap_or_default()),
+        None => format!("ws://{}", request.header("host").filter(|host| !host.is_empty()).unwrap_or("<host>")),
     };
     let docs = Docs {
         r#type: "connected",

@@ -6,4 +6,3 @@ pub mod resolver;
 pub mod sockets;
 pub mod sys;
 pub mod threads;
-pub mod turns;

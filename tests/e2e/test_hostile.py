@@ -369,7 +369,7 @@ async def test_flood_before_the_connect_message(world, name):
         assert max(lived) < 10, lived
         assert gateway.rss() - before < 16 * MIB
     assert bystander.worst < UNNOTICED_S, bystander.worst
-    assert bystander.count > 50, bystander.count
+    assert bystander.count > 10, bystander.count
 
 
 async def test_flood_of_pings_whose_pongs_nobody_reads(world):

@@ -16,7 +16,7 @@ use tokio_rustls::TlsConnector;
 
 use super::screen::harmless;
 use crate::{
-    agent::{handshake, tls},
+    agent::{handshake::AnswerReader, tls},
     protocol::{
         answer::Failure,
         opening,
@@ -116,16 +116,14 @@ async fn open(gateway: &Target, mut stream: Box<dyn Stream>) -> anyhow::Result<O
     stream.write_all(request.as_bytes()).await?;
     stream.flush().await?;
     let mut received = Vec::new();
+    let mut reader = AnswerReader::default();
     loop {
         if stream.read_buf(&mut received).await? == 0 {
             anyhow::bail!("{} closed the connection instead of answering", gateway.host_and_port());
         }
-        match handshake::answer(&received, &key, &[]) {
+        match reader.next(&mut received, &key, &[]) {
             Ok(None) => {}
-            Ok(Some(accepted)) => {
-                received.drain(..accepted.head_len);
-                return Ok(Opened { stream, received });
-            }
+            Ok(Some(_)) => return Ok(Opened { stream, received }),
             Err(Failure::TargetRejected { status }) => {
                 let why = explanation(&mut stream, received).await;
                 anyhow::bail!("{} answered HTTP {status}{why}", gateway.host_and_port());
