@@ -113,6 +113,10 @@ and paste the connect message; whatever you type behind it comes back:
 
   {message}
 
+With ringway itself:
+
+  RINGWAY_KEY={key} ringway connect -g ws://{public}/ws ws://{echo}
+
 In a browser's console:
 
   ws = new WebSocket("ws://{public}/ws")

@@ -1,9 +1,12 @@
 //! The command line: one file a command.
 mod check;
+mod completions;
+mod connect;
 mod dev;
 mod echo;
 mod gateway;
 mod key;
+mod man;
 mod process;
 
 use std::{
@@ -11,7 +14,7 @@ use std::{
     process::ExitCode,
 };
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::config::ConfigErrors;
 
@@ -27,8 +30,11 @@ const AFTER_HELP: &str = "\
 Start with `ringway dev`.
 
 Environment:
-  RINGWAY_LOG         log levels: error, warn, info (default), debug, trace, or per module: ringway::agent=debug
+  RINGWAY_LOG         log levels: error, warn, info (default), debug, trace; also of
+                      a module, like info,ringway::agent=debug
   RINGWAY_LOG_FORMAT  text (default) or json
+  RINGWAY_KEY         the API key of `ringway connect`
+  NO_COLOR            no colours in `ringway connect`
 
 Exit codes: 0 done, 1 failed while running, 2 usage or configuration";
 
@@ -42,8 +48,14 @@ enum Command {
     Check(check::Args),
     /// Make API keys
     Key(key::Args),
+    /// Connect to a target through a gateway: lines in, messages out
+    Connect(connect::Args),
     /// Run a WebSocket server that sends back what it gets
     Echo(echo::Args),
+    /// Print a script that completes this command line in a shell
+    Completions(completions::Args),
+    /// Print man pages
+    Man(man::Args),
 }
 
 /// Runs the command that the arguments name.
@@ -53,7 +65,10 @@ pub fn run() -> ExitCode {
         Command::Gateway(args) => gateway::run(&args),
         Command::Check(args) => check::run(&args),
         Command::Key(args) => key::run(&args),
+        Command::Connect(args) => connect::run(&args),
         Command::Echo(args) => echo::run(&args),
+        Command::Completions(args) => completions::run(&args, Cli::command()),
+        Command::Man(args) => man::run(&args, Cli::command()),
     };
     result.unwrap_or_else(|error| {
         // Its lines begin with the file's name, as compilers' do, so that editors find the place.

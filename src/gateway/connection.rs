@@ -73,9 +73,10 @@ pub(super) async fn run(
     // For all that comes in front of the answer to the first request.
     let deadline = Instant::now() + worker.shared.limits.header_timeout;
     let client = Client { socket: Rc::new(Socket::plain(tcp)), input: Vec::new(), peer, secure, draining };
-    let Some(mut client) = arrival::arrive(&worker, client, deadline).await else { return };
+    // In boxes, here and below: what a stranger who says nothing costs is this future without those.
+    let Some(mut client) = Box::pin(arrival::arrive(&worker, client, deadline)).await else { return };
     if let Some((accept, api_key)) = requests(&worker, &mut client, deadline).await {
-        session::set_up(&worker, client, &accept, api_key, pending).await;
+        Box::pin(session::set_up(&worker, client, &accept, api_key, pending)).await;
     } else if client.secure {
         // Said before the end of TCP, close_notify tells that nothing was cut off.
         deadline::within(&client.socket, PATIENCE, client.socket.end_write()).await;
@@ -206,5 +207,20 @@ impl Client {
             Filled::More | Filled::Draining => true,
             Filled::Ended | Filled::Late => false,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_connection_that_says_nothing_is_small() {
+        // What every connection costs before its request, of which strangers may open `limits.max_pending`.
+        fn size<F>(_: fn(Rc<Worker>, TcpStream, SocketAddr, bool, Rc<Signal>, Counted) -> F) -> usize {
+            size_of::<F>()
+        }
+        let size = size(run);
+        assert!(size <= 4096, "its future has {size} bytes");
     }
 }

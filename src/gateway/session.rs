@@ -96,18 +96,19 @@ pub(super) async fn set_up(
 async fn connect_message(worker: &Worker, client: &mut Client) -> Result<Vec<u8>, End> {
     let deadline = Instant::now() + worker.shared.limits.connect_timeout;
     let mut setup = Setup::default();
+    let mut pongs = Vec::new();
     loop {
-        match setup.next(&mut client.input) {
+        let event = setup.next(&mut client.input);
+        if let Event::Ping(payload) = &event {
+            // Sent together when the input is used up: a client can pack thousands of pings into one segment.
+            frame::write(&mut pongs, Opcode::PONG, None, payload);
+            continue;
+        }
+        if !pongs.is_empty() {
+            client.send(&std::mem::take(&mut pongs)).await.map_err(|_| End::Gone)?;
+        }
+        match event {
             Event::Message(message) => return Ok(message),
-            Event::Ping(payload) => {
-                let mut pong = Vec::with_capacity(payload.len() + 2);
-                frame::write(&mut pong, Opcode::PONG, None, &payload);
-                client.send(&pong).await.map_err(|_| End::Gone)?;
-                if Instant::now() < deadline {
-                    continue;
-                }
-                return Err(End::Close(Close::CONNECT_TIMEOUT));
-            }
             Event::Close(body) => return Err(End::Answer(body.answer())),
             Event::Binary => return Err(unusable(&ConnectError::Binary)),
             Event::TooLarge => return Err(unusable(&ConnectError::TooLarge)),
@@ -115,7 +116,7 @@ async fn connect_message(worker: &Worker, client: &mut Client) -> Result<Vec<u8>
                 tracing::debug!(client = %client.peer, "a client broke the WebSocket protocol: {why}");
                 return Err(End::Broken);
             }
-            Event::Incomplete => {}
+            Event::Ping(_) | Event::Incomplete => {}
         }
         match client.fill(deadline).await {
             Filled::More => {}
@@ -160,7 +161,9 @@ async fn dial(
     let stop = Signal::default();
     let deadline = Instant::now() + worker.shared.limits.target_timeout;
     let dialled = {
-        let dial = pin!(client.draining.or(deadline::until(deadline, dialler.dial(request, &timings))));
+        // In a box, which those who wait for a connect message have no need of.
+        let dial = Box::pin(dialler.dial(request, &timings));
+        let dial = pin!(client.draining.or(deadline::until(deadline, dial)));
         let watch = pin!(watch(&client.socket, &mut held, &stop));
         match select(dial, watch).await {
             Either::Left((dialled, watch)) => {

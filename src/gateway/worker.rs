@@ -151,7 +151,8 @@ impl Worker {
         }
         self.count.set(self.count.get() + 1);
         self.most.set(self.most.get().max(self.count.get()));
-        let task = AssertUnwindSafe(run(signal.clone())).catch_unwind();
+        // In a box, or the task below would have room for it twice: before its first turn, and while it is awaited.
+        let task = Box::pin(AssertUnwindSafe(run(signal.clone())).catch_unwind());
         let worker = self.clone();
         monoio::spawn(async move {
             if task.await.is_err() {
