@@ -10,6 +10,7 @@ use std::{
     time::Duration,
 };
 
+use arc_swap::ArcSwap;
 use futures_util::{
     FutureExt,
     stream::{FuturesUnordered, StreamExt},
@@ -42,7 +43,8 @@ const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
 pub struct Dialler {
     pub egress: Arc<Egress>,
     pub resolver: Resolver,
-    pub tls: Arc<rustls::ClientConfig>,
+    /// The same for all workers, also when it is replaced.
+    pub tls: Arc<ArcSwap<rustls::ClientConfig>>,
     pub tcp_keepalive: Duration,
 }
 
@@ -65,7 +67,7 @@ impl Dialler {
         let addresses = self.addresses(target).await?;
         let tcp = connect_first(in_order(addresses), target.port, self.tcp_keepalive).await.map_err(unreachable)?;
         let socket = Rc::new(if target.tls {
-            let connection = tls::connection(&self.tls, &target.server_name())
+            let connection = tls::connection(&self.tls.load_full(), &target.server_name())
                 .map_err(|error| Failure::TargetUnreachable(format!("TLS: {error}")))?;
             Socket::handshake(tcp, connection)
                 .await

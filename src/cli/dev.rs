@@ -10,7 +10,7 @@ use std::{
 
 use ipnet::{Ipv4Net, Ipv6Net};
 
-use super::{key, process};
+use super::{key, process, supervise::supervise};
 use crate::{
     config::{EgressRule, GatewayConfig, gateway::EmbeddedAgentConfig},
     echo,
@@ -47,6 +47,7 @@ pub struct Args {
 /// Something could not be started; the error says what.
 pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let _logs = process::start_logs()?;
+    let ready_fd = process::ready_fd(args.ready_fd)?;
     threads::raise_open_files();
     let config = configuration(args);
     let roots = config.egress.roots()?;
@@ -57,16 +58,18 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
 
     let mut threads = Threads::with_signals()?;
     // The echo target outlives the sessions that end on Ctrl-C.
-    let mut target = Threads::without_signals();
+    let mut target = threads.apart();
     let echo = echo::start(listen::free_or_any(loopback(ECHO_PORT)), &driver, &mut target)?;
     let gateway = Gateway::start(config, keys, roots, &driver, &mut threads)?;
     let public = gateway.addresses[0];
     process::announce(public, "public");
     process::announce(echo, "echo");
-    process::tell_ready(args.ready_fd)?;
-    // Somebody who only wants the server may have closed standard output.
-    let _ = io::stdout().write_all(introduction(public, echo, &secret).as_bytes());
-    Ok(process::supervise(&threads, DRAIN, || gateway.shared.begin_drain()))
+    supervise(&threads, &gateway, || {
+        process::tell_ready(ready_fd)?;
+        // Somebody who only wants the server may have closed standard output.
+        let _ = io::stdout().write_all(introduction(public, echo, &secret).as_bytes());
+        Ok(())
+    })
 }
 
 /// The defaults, an agent, and leave to reach this machine.

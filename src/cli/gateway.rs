@@ -3,10 +3,14 @@ use std::{os::fd::RawFd, path::PathBuf, process::ExitCode};
 
 use anyhow::Context;
 
-use super::process;
+use super::{
+    process,
+    supervise::{Service, supervise},
+};
 use crate::{
-    config::{GatewayConfig, keys},
+    config::{ConfigError, GatewayConfig, keys},
     gateway::Gateway,
+    protocol::drain::Drain,
     runtime::{
         driver::Driver,
         threads::{self, Threads},
@@ -29,18 +33,36 @@ pub struct Args {
 /// The files are not usable, or something could not be started; the error says what.
 pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let _logs = process::start_logs()?;
+    let ready_fd = process::ready_fd(args.ready_fd)?;
     let config = GatewayConfig::load(&args.config)?;
     let keys = keys::load(&config.keys.file)?;
     let roots = config.egress.roots()?;
     threads::raise_open_files();
     let driver = Driver::choose(config.runtime.driver).context("runtime.driver")?;
     driver.log();
-    let drain = config.limits.drain;
-    let mut threads = Threads::with_signals()?;
+    let mut threads = Threads::with_signals_and_reload()?;
     let gateway = Gateway::start(config, keys, roots, &driver, &mut threads)?;
     for address in &gateway.addresses {
         process::announce(*address, "public");
     }
-    process::tell_ready(args.ready_fd)?;
-    Ok(process::supervise(&threads, drain, || gateway.shared.begin_drain()))
+    supervise(&threads, &gateway, || Ok(process::tell_ready(ready_fd)?))
+}
+
+impl Service for Gateway {
+    fn describe(&self) -> String {
+        let addresses: Vec<String> = self.addresses.iter().map(ToString::to_string).collect();
+        format!("listening on {}", addresses.join(", "))
+    }
+
+    fn sessions(&self) -> u64 {
+        self.shared.sessions()
+    }
+
+    fn begin_drain(&self) -> Drain {
+        self.shared.begin_drain()
+    }
+
+    fn reload(&self) -> Vec<ConfigError> {
+        Self::reload(self).errors
+    }
 }

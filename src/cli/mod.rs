@@ -5,6 +5,7 @@ mod echo;
 mod gateway;
 mod key;
 mod process;
+mod supervise;
 
 use std::{
     io::{self, Write},

@@ -4,14 +4,9 @@ use std::{
     io::{self, Write},
     net::SocketAddr,
     os::fd::{FromRawFd, RawFd},
-    process::ExitCode,
-    time::{Duration, Instant},
 };
 
-use crate::{
-    runtime::threads::{Command, Event, Threads},
-    telemetry::log::{self, Logs},
-};
+use crate::telemetry::log::{self, Logs};
 
 /// Failed while running, and failed for what the user wrote.
 pub const FAILED: u8 = 1;
@@ -41,48 +36,25 @@ pub fn announce(address: SocketAddr, kind: &str) {
     let _ = writeln!(io::stderr(), "listening on {address} ({kind})");
 }
 
+/// The user's `--ready-fd`.
+///
+/// # Errors
+/// It is one of the standard streams.
+pub fn ready_fd(fd: Option<RawFd>) -> Result<Option<RawFd>, UsageError> {
+    match fd {
+        Some(..=2) => Err(UsageError::new("--ready-fd: 0, 1 and 2 are the standard streams; name one from 3 on")),
+        fd => Ok(fd),
+    }
+}
+
 /// Says that every listener listens, on the descriptor that the user named.
 ///
 /// # Errors
 /// The descriptor is not open for writing.
 pub fn tell_ready(fd: Option<RawFd>) -> io::Result<()> {
     let Some(fd) = fd else { return Ok(()) };
-    if fd <= 2 {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, "--ready-fd: 0, 1 and 2 are the standard streams"));
-    }
     #[allow(unsafe_code)]
     // SAFETY: the user hands this descriptor over, and nothing else in the process uses it.
     let mut ready = unsafe { File::from_raw_fd(fd) };
     ready.write_all(b"ready\n").map_err(|error| io::Error::new(error.kind(), format!("--ready-fd {fd}: {error}")))
-}
-
-/// Waits until the workers have ended: by themselves, which is a failure, or because a signal told them to.
-///
-/// The first SIGTERM or SIGINT begins to drain, and `on_drain` is called before the workers hear of it; the second
-/// ends the process at once.
-pub fn supervise(threads: &Threads, drain: Duration, on_drain: impl Fn()) -> ExitCode {
-    let mut draining = false;
-    let mut running = threads.len();
-    while let Some(event) = threads.next_event() {
-        match event {
-            Event::Terminate if draining => return ExitCode::from(FAILED),
-            Event::Terminate => {
-                tracing::info!("shutting down");
-                draining = true;
-                on_drain();
-                threads.command(Command::Drain { window_end: Instant::now() + drain });
-            }
-            Event::Ended { worker, result } => {
-                running -= 1;
-                if let Err(error) = result {
-                    tracing::error!(worker, "a worker failed: {error}");
-                    return ExitCode::from(FAILED);
-                }
-                if running == 0 {
-                    break;
-                }
-            }
-        }
-    }
-    ExitCode::SUCCESS
 }

@@ -67,6 +67,7 @@ pub(super) async fn set_up(
     api_key: Option<String>,
     pending: Counted,
 ) {
+    let _awaited = worker.awaited();
     if client.send(&http::switching_protocols(accept)).await.is_err() {
         return;
     }
@@ -142,7 +143,7 @@ async fn dial(worker: &Worker, client: &mut Client, request: &ConnectRequest) ->
     let stop = Signal::default();
     let deadline = Instant::now() + worker.shared.limits.target_timeout;
     let dialled = {
-        let dial = pin!(client.draining.or(deadline::until(deadline, dialler.dial(request))));
+        let dial = pin!(worker.within_window(&client.draining, deadline::until(deadline, dialler.dial(request))));
         let watch = pin!(watch(&client.socket, &mut held, &stop));
         match select(dial, watch).await {
             Either::Left((dialled, watch)) => {
@@ -215,10 +216,11 @@ async fn begin(worker: &Rc<Worker>, client: Client, admitted: Admitted, dialled:
     let peer = client.peer;
     let upstream = request.target.host_and_port();
     let relayed = worker.clone();
+    let awaited = worker.awaited();
     worker.spawn(move |_| async move {
         let summary = relay::run(connected, &relayed.registry).await;
         tracing::debug!(key = of_key.id(), client = %peer, upstream, ?summary, "session ended");
-        drop((of_key, counted));
+        drop((of_key, counted, awaited));
     });
 }
 

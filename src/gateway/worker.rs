@@ -4,6 +4,7 @@ use std::{
     io,
     net::{SocketAddr, TcpListener as StdListener},
     panic::AssertUnwindSafe,
+    pin::pin,
     rc::{Rc, Weak},
     sync::{
         Arc,
@@ -12,14 +13,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use futures_channel::mpsc::UnboundedReceiver;
-use futures_util::{FutureExt, StreamExt};
+use futures_util::FutureExt;
 use monoio::net::{TcpListener, TcpStream};
 
 use super::{Shared, connection, http::Response};
 use crate::{
+    protocol::drain::Drain,
     relay::{Registry, deadline, wake::Signal},
-    runtime::{memory, sockets, threads::Command},
+    runtime::{memory, sockets, threads::Line},
 };
 
 /// How long accepting rests when the process has no file descriptors or memory left. Trying again at once would fail
@@ -31,13 +32,21 @@ const ACCEPT_REST: Duration = Duration::from_millis(100);
 const LOOK_AFTER: Duration = Duration::from_secs(5);
 const CROWD: usize = 100;
 
+/// When a worker has drained: how long what was accepted last has for its request, and for its answer.
+const LAST_REQUESTS: Duration = Duration::from_millis(20);
+const LAST_ANSWERS: Duration = Duration::from_millis(250);
+
 /// What the tasks of one worker share.
 pub(super) struct Worker {
     pub shared: Arc<Shared>,
     pub registry: Registry,
     /// Connections and sessions of this worker, as long as they are not closed.
     live: RefCell<Vec<Weak<Signal>>>,
-    idle: Signal,
+    draining: RefCell<Option<Arc<Drain>>>,
+    /// Set when, in a drain, one of the counts below has gone down.
+    fewer: Signal,
+    /// Set-ups and sessions that a drain waits for.
+    awaited: Cell<usize>,
     /// How many are live, and the most there were since memory was given back.
     count: Cell<usize>,
     most: Cell<usize>,
@@ -64,17 +73,27 @@ impl Drop for Counted {
     }
 }
 
-/// Runs a worker until the gateway has drained.
-pub(super) async fn run(
-    shared: Arc<Shared>,
-    listeners: Vec<StdListener>,
-    mut commands: UnboundedReceiver<Command>,
-) -> io::Result<()> {
+/// A set-up or a session that a drain waits for until this is dropped.
+pub(super) struct Awaited(Rc<Worker>);
+
+impl Drop for Awaited {
+    fn drop(&mut self) {
+        self.0.awaited.set(self.0.awaited.get() - 1);
+        self.0.tell_of_fewer();
+    }
+}
+
+/// Runs a worker as long as the process lives: the listeners stay open to the last, since one that closes resets what
+/// waits in its accept queue.
+pub(super) async fn run(shared: Arc<Shared>, listeners: Vec<StdListener>, mut line: Line) -> io::Result<()> {
+    let registry = Registry::new(shared.relayed.clone());
     let worker = Rc::new(Worker {
         shared,
-        registry: Registry::default(),
+        registry,
         live: RefCell::default(),
-        idle: Signal::default(),
+        draining: RefCell::default(),
+        fewer: Signal::default(),
+        awaited: Cell::default(),
         count: Cell::default(),
         most: Cell::default(),
     });
@@ -87,9 +106,13 @@ pub(super) async fn run(
     monoio::spawn(async move { watcher.registry.watch().await });
     let housekeeper = worker.clone();
     monoio::spawn(async move { housekeeper.keep_memory_low().await });
-    match commands.next().await {
-        Some(Command::Drain { window_end }) => worker.drain(window_end).await,
-        None => {}
+    while let Some(drain) = line.drain().await {
+        let worker = worker.clone();
+        let reporter = line.reporter();
+        monoio::spawn(async move {
+            worker.drain(drain).await;
+            reporter.drained();
+        });
     }
     Ok(())
 }
@@ -123,10 +146,31 @@ impl Worker {
             }
             drop(signal);
             worker.count.set(worker.count.get() - 1);
-            if worker.draining() {
-                worker.idle.set();
-            }
+            worker.tell_of_fewer();
         });
+    }
+
+    /// One more set-up or session that a drain waits for.
+    pub fn awaited(self: &Rc<Self>) -> Awaited {
+        self.awaited.set(self.awaited.get() + 1);
+        Awaited(self.clone())
+    }
+
+    /// Awaits a future that may be dropped, in a drain until its window ends: `None` if that comes first. `draining`
+    /// is the signal of the task that this is called from.
+    pub async fn within_window<F: Future>(&self, draining: &Signal, future: F) -> Option<F::Output> {
+        let mut future = pin!(future);
+        if let Some(output) = draining.or(future.as_mut()).await {
+            return Some(output);
+        }
+        let window_end = self.draining.borrow().as_ref().map(|drain| drain.window_end());
+        deadline::until(window_end.unwrap_or_else(Instant::now), future).await
+    }
+
+    fn tell_of_fewer(&self) {
+        if self.draining() {
+            self.fewer.set();
+        }
     }
 
     async fn accept(self: Rc<Self>, listener: TcpListener) {
@@ -175,16 +219,21 @@ impl Worker {
         }
     }
 
-    async fn drain(&self, window_end: Instant) {
-        self.registry.close_all(window_end);
+    /// Ends all sessions as the drain says. Done when none is left, and no client waits for its last word.
+    async fn drain(self: &Rc<Self>, drain: Arc<Drain>) {
+        *self.draining.borrow_mut() = Some(drain.clone());
         let tasks: Vec<_> = self.live.borrow().iter().filter_map(Weak::upgrade).collect();
         tasks.iter().for_each(|task| task.set());
         drop(tasks);
-        while self.count.get() > 0 {
-            if deadline::until(window_end, self.idle.wait()).await.is_none() {
-                return;
-            }
+        let worker = self.clone();
+        monoio::spawn(async move { worker.registry.drain(drain).await });
+        while self.awaited.get() > 0 {
+            self.fewer.wait().await;
         }
+        // Requests that are still answered are worth a moment, and no more.
+        monoio::time::sleep(LAST_REQUESTS).await;
+        let deadline = Instant::now() + LAST_ANSWERS;
+        while self.count.get() > 0 && deadline::until(deadline, self.fewer.wait()).await.is_some() {}
     }
 }
 
