@@ -26,6 +26,9 @@ use crate::{
 /// How long a peer may take to take something of ours, or to end its connection when we have ended ours.
 const PATIENCE: Duration = Duration::from_secs(5);
 
+/// How long a connection without a request stays open when the gateway begins to drain: one may be on its way.
+const LAST_REQUEST: Duration = Duration::from_millis(250);
+
 /// The client's connection while a session is being set up.
 pub(super) struct Client {
     pub socket: Rc<Socket>,
@@ -67,7 +70,7 @@ pub(super) async fn run(worker: Rc<Worker>, tcp: TcpStream, peer: SocketAddr, dr
 /// Answers requests until one opens a WebSocket.
 async fn requests(worker: &Worker, client: &mut Client) -> Option<(String, Option<String>)> {
     loop {
-        let deadline = Instant::now() + worker.shared.limits.header_timeout;
+        let mut deadline = Instant::now() + worker.shared.limits.header_timeout;
         let mut reader = HeadReader::default();
         let (answer, keep_alive) = loop {
             match reader.next(&mut client.input) {
@@ -84,7 +87,8 @@ async fn requests(worker: &Worker, client: &mut Client) -> Option<(String, Optio
                 Filled::More => {}
                 // A request that is on its way still gets its answer.
                 Filled::Draining if !client.input.is_empty() => {}
-                Filled::Ended | Filled::Late | Filled::Draining => return None,
+                Filled::Draining => deadline = deadline.min(Instant::now() + LAST_REQUEST),
+                Filled::Ended | Filled::Late => return None,
             }
         };
         client.send(&answer.to_bytes(keep_alive)).await.ok()?;

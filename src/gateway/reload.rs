@@ -10,11 +10,14 @@ use std::{
 
 use crate::config::{ConfigError, ConfigErrors};
 
+/// Reads a file, takes over what it says, and tells in a few words what that was.
+type Read = dyn Fn(&Path) -> Result<String, ConfigErrors> + Send + Sync;
+
 /// One thing that a reload reads again.
 pub(super) struct Reloader {
     what: &'static str,
     file: PathBuf,
-    reload: Box<dyn Fn(&Path) -> Result<String, ConfigErrors> + Send + Sync>,
+    reload: Box<Read>,
 }
 
 /// What a reload came to.
