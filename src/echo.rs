@@ -38,11 +38,11 @@ pub fn start(address: SocketAddr, driver: &Driver, threads: &mut Threads) -> io:
     let mut listeners = listen::bind(address, 1)?;
     let listener = listeners.pop().ok_or(io::ErrorKind::AddrNotAvailable)?;
     let address = listener.local_addr()?;
-    threads.spawn("echo", driver.clone(), None, move |mut commands| async move {
+    threads.spawn("echo", driver.clone(), None, move |mut line| async move {
         let listener = sockets::listener(listener)?;
         monoio::spawn(accept(listener));
         // Echoes until the process ends: whoever drains drains in front of a target.
-        futures_util::StreamExt::next(&mut commands).await;
+        line.drain().await;
         Ok(())
     })?;
     Ok(address)

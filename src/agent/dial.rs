@@ -11,6 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use arc_swap::ArcSwap;
 use futures_util::{
     FutureExt,
     stream::{FuturesUnordered, StreamExt},
@@ -44,7 +45,8 @@ const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
 pub struct Dialler {
     pub egress: Arc<Egress>,
     pub resolver: Resolver,
-    pub tls: Arc<rustls::ClientConfig>,
+    /// The same for all workers, also when it is replaced.
+    pub tls: Arc<ArcSwap<rustls::ClientConfig>>,
     pub tcp_keepalive: Duration,
 }
 
@@ -80,7 +82,7 @@ impl Dialler {
         let tcp = timed(&timings.tcp, connect_first(addresses, target.port, self.tcp_keepalive)).await;
         let tcp = tcp.map_err(unreachable)?;
         let socket = Rc::new(if target.tls {
-            let connection = tls::connection(&self.tls, &target.server_name())
+            let connection = tls::connection(&self.tls.load_full(), &target.server_name())
                 .map_err(|error| Failure::TargetUnreachable(format!("TLS: {error}")))?;
             timed(&timings.tls, Socket::handshake(tcp, connection))
                 .await

@@ -10,7 +10,7 @@ use std::{
 
 use ipnet::{Ipv4Net, Ipv6Net};
 
-use super::{key, process};
+use super::{key, process, supervise::supervise};
 use crate::{
     config::{EgressRule, GatewayConfig, gateway::EmbeddedAgentConfig},
     echo,
@@ -59,7 +59,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
 
     let mut threads = Threads::with_signals()?;
     // The echo target outlives the sessions that end on Ctrl-C.
-    let mut target = Threads::without_signals();
+    let mut target = threads.apart();
     let echo = echo::start(listen::free_or_any(loopback(ECHO_PORT)), &driver, &mut target)?;
     let admin = Admin::bind(loopback(ADMIN_PORT)).or_else(|_| Admin::bind(loopback(0)))?;
     let gateway = Gateway::start(config, keys, roots, None, &driver, &mut threads)?;
@@ -67,12 +67,15 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     process::announce(public, "public");
     let admin_address = admin.address();
     process::announce(admin_address, "admin");
-    admin.start(&gateway, Box::new(threads.terminator()))?;
+    let drain = threads.drain_handle();
+    admin.start(&gateway, Box::new(move || drain.drain()))?;
     process::announce(echo, "echo");
-    process::tell_ready(ready)?;
-    // Somebody who only wants the server may have closed standard output.
-    let _ = io::stdout().write_all(introduction(public, admin_address, echo, &secret).as_bytes());
-    Ok(process::supervise(&threads, DRAIN, || gateway.shared.begin_drain()))
+    supervise(&threads, &gateway, || {
+        process::tell_ready(ready)?;
+        // Somebody who only wants the server may have closed standard output.
+        let _ = io::stdout().write_all(introduction(public, admin_address, echo, &secret).as_bytes());
+        Ok(())
+    })
 }
 
 /// The defaults, an agent, and leave to reach this machine.

@@ -1,10 +1,19 @@
 //! `ringway echo`: the echo target by itself.
-use std::{net::SocketAddr, os::fd::RawFd, process::ExitCode, time::Duration};
+use std::{
+    net::SocketAddr,
+    os::fd::RawFd,
+    process::ExitCode,
+    time::{Duration, Instant},
+};
 
-use super::process;
+use super::{
+    process,
+    supervise::{Service, supervise},
+};
 use crate::{
-    config::gateway::Driver as Wanted,
+    config::{ConfigError, gateway::Driver as Wanted},
     echo,
+    protocol::drain::Drain,
     runtime::{
         driver::Driver,
         threads::{self, Threads},
@@ -34,6 +43,25 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let mut threads = Threads::with_signals()?;
     let address = echo::start(args.listen, &driver, &mut threads)?;
     process::announce(address, "echo");
-    process::tell_ready(ready)?;
-    Ok(process::supervise(&threads, Duration::ZERO, || {}))
+    supervise(&threads, &Echo(address), || Ok(process::tell_ready(ready)?))
+}
+
+struct Echo(SocketAddr);
+
+impl Service for Echo {
+    fn describe(&self) -> String {
+        format!("echoing on {}", self.0)
+    }
+
+    fn sessions(&self) -> u64 {
+        0
+    }
+
+    fn begin_drain(&self) -> Drain {
+        Drain::new(Instant::now(), Duration::ZERO, 0, 0, 0)
+    }
+
+    fn reload(&self) -> Vec<ConfigError> {
+        Vec::new()
+    }
 }

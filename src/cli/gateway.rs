@@ -3,10 +3,14 @@ use std::{os::fd::RawFd, path::PathBuf, process::ExitCode};
 
 use anyhow::Context;
 
-use super::process;
+use super::{
+    process,
+    supervise::{Service, supervise},
+};
 use crate::{
-    config::{GatewayConfig, keys},
+    config::{ConfigError, GatewayConfig, keys},
     gateway::{Gateway, admin::Admin, tls::Acceptor},
+    protocol::drain::Drain,
     runtime::{
         driver::Driver,
         threads::{self, Threads},
@@ -37,8 +41,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     threads::raise_open_files();
     let driver = Driver::choose(config.runtime.driver).context("runtime.driver")?;
     driver.log();
-    let drain = config.limits.drain;
-    let mut threads = Threads::with_signals()?;
+    let mut threads = Threads::with_signals_and_reload()?;
     let admin = config.admin.addr.map(Admin::bind).transpose()?;
     let gateway = Gateway::start(config, keys, roots, tls, &driver, &mut threads)?;
     for address in &gateway.addresses {
@@ -49,8 +52,28 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     }
     if let Some(admin) = admin {
         process::announce(admin.address(), "admin");
-        admin.start(&gateway, Box::new(threads.terminator()))?;
+        let drain = threads.drain_handle();
+        admin.start(&gateway, Box::new(move || drain.drain()))?;
     }
-    process::tell_ready(ready)?;
-    Ok(process::supervise(&threads, drain, || gateway.shared.begin_drain()))
+    supervise(&threads, &gateway, || Ok(process::tell_ready(ready)?))
+}
+
+impl Service for Gateway {
+    fn describe(&self) -> String {
+        let addresses = self.addresses.iter().chain(&self.tls_addresses);
+        let addresses: Vec<String> = addresses.map(ToString::to_string).collect();
+        format!("listening on {}", addresses.join(", "))
+    }
+
+    fn sessions(&self) -> u64 {
+        self.shared.sessions()
+    }
+
+    fn begin_drain(&self) -> Drain {
+        self.shared.begin_drain()
+    }
+
+    fn reload(&self) -> Vec<ConfigError> {
+        Self::reload(self).errors
+    }
 }

@@ -8,6 +8,7 @@ mod gateway;
 mod key;
 mod man;
 mod process;
+mod supervise;
 
 use std::{
     io::{self, Write},
@@ -36,13 +37,17 @@ Environment:
   RINGWAY_KEY         the API key of `ringway connect`
   NO_COLOR            no colours in `ringway connect`
 
+Signals (gateway):
+  SIGHUP              read the keys file and egress.ca_file again; sessions go on
+  SIGTERM, SIGINT     drain: close sessions spread over limits.drain, then exit 0; the second one exits 1 at once
+
 Exit codes: 0 done, 1 failed while running, 2 usage or configuration";
 
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Run a gateway, an agent and an echo target on this machine, and print lines to paste
     Dev(dev::Args),
-    /// Run the gateway
+    /// Run the gateway. SIGHUP reads its keys again, SIGTERM closes its sessions bit by bit and ends it
     Gateway(gateway::Args),
     /// Check a configuration file
     Check(check::Args),

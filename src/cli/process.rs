@@ -4,14 +4,9 @@ use std::{
     io::{self, Write},
     net::SocketAddr,
     os::fd::{FromRawFd, RawFd},
-    process::ExitCode,
-    time::{Duration, Instant},
 };
 
-use crate::{
-    runtime::threads::{Command, Event, Threads},
-    telemetry::log::{self, Logs},
-};
+use crate::telemetry::log::{self, Logs};
 
 /// Failed while running, and failed for what the user wrote.
 pub const FAILED: u8 = 1;
@@ -61,35 +56,4 @@ pub fn take_ready_fd(fd: Option<RawFd>) -> Result<Option<File>, UsageError> {
 pub fn tell_ready(ready: Option<File>) -> Result<(), UsageError> {
     let Some(mut ready) = ready else { return Ok(()) };
     ready.write_all(b"ready\n").map_err(|error| UsageError(format!("--ready-fd: {error}")))
-}
-
-/// Waits until the workers have ended: by themselves, which is a failure, or because a signal told them to.
-///
-/// The first SIGTERM or SIGINT begins to drain, and `on_drain` is called before the workers hear of it; the second
-/// ends the process at once.
-pub fn supervise(threads: &Threads, drain: Duration, on_drain: impl Fn()) -> ExitCode {
-    let mut draining = false;
-    let mut running = threads.len();
-    while let Some(event) = threads.next_event() {
-        match event {
-            Event::Terminate if draining => return ExitCode::from(FAILED),
-            Event::Terminate => {
-                tracing::info!("shutting down");
-                draining = true;
-                on_drain();
-                threads.command(Command::Drain { window_end: Instant::now() + drain });
-            }
-            Event::Ended { worker, result } => {
-                running -= 1;
-                if let Err(error) = result {
-                    tracing::error!(worker, "a worker failed: {error}");
-                    return ExitCode::from(FAILED);
-                }
-                if running == 0 {
-                    break;
-                }
-            }
-        }
-    }
-    ExitCode::SUCCESS
 }

@@ -28,6 +28,9 @@ use crate::{
 /// How long a peer may take to take something of ours, or to end its connection when we have ended ours.
 const PATIENCE: Duration = Duration::from_secs(5);
 
+/// How long a connection without a request stays open when the gateway begins to drain: one may be on its way.
+const LAST_REQUEST: Duration = Duration::from_millis(250);
+
 /// The client's connection while a session is being set up.
 pub(super) struct Client {
     pub socket: Rc<Socket>,
@@ -102,12 +105,12 @@ async fn requests(worker: &Worker, client: &mut Client, mut deadline: Instant) -
             match client.fill(deadline).await {
                 Filled::More => {}
                 // A request that is on its way still gets its answer.
-                Filled::Draining if !client.input.is_empty() => {}
+                Filled::Draining => deadline = deadline.min(Instant::now() + LAST_REQUEST),
                 Filled::Late if first || !client.input.is_empty() => {
                     worker.counters.refused(counters::TIMEOUT_HEAD);
                     return None;
                 }
-                Filled::Ended | Filled::Late | Filled::Draining => return None,
+                Filled::Ended | Filled::Late => return None,
             }
         };
         first = false;

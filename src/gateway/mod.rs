@@ -9,6 +9,7 @@ mod connection;
 pub mod http;
 pub mod keys;
 mod record;
+mod reload;
 mod routes;
 mod schema;
 mod session;
@@ -18,23 +19,34 @@ mod worker;
 use std::{
     io,
     net::{IpAddr, SocketAddr, TcpListener},
+    path::PathBuf,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
+    time::Instant,
 };
 
+use arc_swap::ArcSwap;
 use futures_channel::mpsc::{self, UnboundedSender};
 use ipnet::IpNet;
 use rustls_pki_types::CertificateDer;
 
-use self::{keys::Keys, record::RowsWanted, tls::Acceptor, worker::Listener};
+use self::{
+    keys::Keys,
+    record::RowsWanted,
+    reload::{Reloaded, Reloader},
+    tls::Acceptor,
+    worker::Listener,
+};
 use crate::{
     agent::{dial::Dialler, egress::Egress, tls as target_tls},
     config::{
-        GatewayConfig, KeyEntry,
+        ConfigError, GatewayConfig, KeyEntry, certs,
         gateway::{EmbeddedAgentConfig, LimitsConfig},
+        keys as keys_file,
     },
+    protocol::drain::Drain,
     runtime::{
         driver::Driver,
         listen,
@@ -63,6 +75,8 @@ pub struct Shared {
     pending: AtomicU64,
     /// Sessions, from a validated connect message on.
     sessions: AtomicU64,
+    /// Those of them that are relayed.
+    relayed: Arc<AtomicUsize>,
     draining: AtomicBool,
     agent: Option<(EmbeddedAgentConfig, Dialler)>,
 }
@@ -74,6 +88,7 @@ pub struct Gateway {
     pub addresses: Vec<SocketAddr>,
     pub tls_addresses: Vec<SocketAddr>,
     pub shared: Arc<Shared>,
+    reloaders: Vec<Reloader>,
     driver: &'static str,
     workers: Vec<Observed>,
 }
@@ -114,7 +129,10 @@ impl Gateway {
         let addresses = bind(&config.listen.addr, false)?;
         let wanted = config.listen.tls.as_ref().map_or(&[][..], |tls| &tls.addr);
         let tls_addresses = bind(wanted, true)?;
+        let files = (config.keys.file.clone(), config.egress.ca_file.clone());
+        let certificate = config.listen.tls.as_ref().map(|tls| tls.cert.clone());
         let shared = Arc::new(Shared::new(config, keys, roots, tls)?);
+        let reloaders = shared.reloaders(files.0, files.1, certificate);
         let cores = allowed_cores();
         let mut observed = Vec::new();
         for (index, listeners) in listeners.into_iter().enumerate() {
@@ -124,18 +142,68 @@ impl Gateway {
             let counters = Arc::new(WorkerCounters::default());
             observed.push(Observed { counters: counters.clone(), rows });
             let desk = worker::Desk { index, counters, rows: wanted };
-            threads.spawn(&format!("worker-{index}"), driver.clone(), core, move |commands| {
-                worker::run(shared, listeners, desk, commands)
+            threads.spawn(&format!("worker-{index}"), driver.clone(), core, move |line| {
+                worker::run(shared, listeners, desk, line)
             })?;
         }
-        Ok(Self { addresses, tls_addresses, shared, driver: driver.name(), workers: observed })
+        Ok(Self { addresses, tls_addresses, shared, reloaders, driver: driver.name(), workers: observed })
+    }
+
+    /// Reads again what may be read again, and logs what came of it. Must not be called on a worker: it waits for
+    /// files.
+    pub fn reload(&self) -> Reloaded {
+        reload::run(&self.reloaders)
     }
 }
 
 impl Shared {
-    /// From now on no session begins; requests for one are told so.
-    pub fn begin_drain(&self) {
-        self.draining.store(true, Ordering::Relaxed);
+    /// From now on no session begins; requests for one are told so. What there is ends as the drain says, of which
+    /// the workers must be told.
+    pub fn begin_drain(&self) -> Drain {
+        self.draining.store(true, Ordering::SeqCst);
+        let relayed = self.relayed.load(Ordering::SeqCst);
+        let all = usize::try_from(self.sessions()).unwrap_or(usize::MAX);
+        Drain::new(Instant::now(), self.limits.drain, relayed, all.saturating_sub(relayed), fastrand::u64(..))
+    }
+
+    /// Sessions now, from a validated connect message on.
+    pub fn sessions(&self) -> u64 {
+        self.sessions.load(Ordering::Relaxed)
+    }
+
+    /// What a reload reads again, each with its file. Whatever else has files of its own adds its line.
+    fn reloaders(
+        self: &Arc<Self>,
+        keys: PathBuf,
+        roots: Option<PathBuf>,
+        certificate: Option<PathBuf>,
+    ) -> Vec<Reloader> {
+        let shared = self.clone();
+        let mut reloaders = vec![Reloader::new("API keys", keys, move |file| {
+            let entries = keys_file::load(file)?;
+            Ok(shared.keys.replace(entries, Instant::now()).to_string())
+        })];
+        if let (Some((_, dialler)), Some(file)) = (&self.agent, roots) {
+            let dialler = dialler.clone();
+            reloaders.push(Reloader::new("roots for wss:// targets", file, move |file| {
+                let roots = certs::load_roots(file)?;
+                let count = roots.len();
+                let config =
+                    target_tls::client_config(roots).map_err(|error| ConfigError::new(file, error.to_string()))?;
+                dialler.tls.store(config);
+                Ok(format!("{count} beside the system's own"))
+            }));
+        }
+        if let (true, Some(file)) = (self.tls.is_some(), certificate) {
+            let shared = self.clone();
+            reloaders.push(Reloader::new("certificate", file, move |_| {
+                if let Some(acceptor) = shared.tls() {
+                    acceptor.reload()?;
+                }
+                Ok("for new connections".to_owned())
+            }));
+        }
+        reloaders
     }
 
     /// What takes TLS connections, if there are TLS listeners: to exchange its certificate.
@@ -162,7 +230,7 @@ impl Shared {
         let dialler = Dialler {
             egress: Arc::new(Egress::new(config.egress.allow, config.egress.deny)),
             resolver: Resolver::start()?,
-            tls: target_tls::client_config(roots)?,
+            tls: Arc::new(ArcSwap::new(target_tls::client_config(roots)?)),
             tcp_keepalive: config.limits.tcp_keepalive,
         };
         Ok(Self {
@@ -176,6 +244,7 @@ impl Shared {
             proxy_protocol_from: config.listen.proxy_protocol_from,
             pending: AtomicU64::new(0),
             sessions: AtomicU64::new(0),
+            relayed: Arc::default(),
             draining: AtomicBool::new(false),
             agent: config.embedded_agent.map(|agent| (agent, dialler)),
         })

@@ -4,6 +4,7 @@ use std::{
     io,
     net::{SocketAddr, TcpListener as StdListener},
     panic::AssertUnwindSafe,
+    pin::pin,
     rc::{Rc, Weak},
     sync::{
         Arc,
@@ -22,8 +23,9 @@ use super::{
     record::{Records, RowsWanted},
 };
 use crate::{
+    protocol::drain::Drain,
     relay::{Registry, deadline, wake::Signal},
-    runtime::{memory, sockets, threads::Command},
+    runtime::{memory, sockets, threads::Line},
     telemetry::counters::{self, WorkerCounters},
 };
 
@@ -31,10 +33,20 @@ use crate::{
 /// at once, and keep the thread from the sessions it has.
 const ACCEPT_REST: Duration = Duration::from_millis(100);
 
+/// So many connections are accepted before others have a turn.
+const IN_A_ROW: u32 = 64;
+
 /// How often a worker looks whether a crowd has left, and how many tasks are one. A session that ends alone leaves
 /// little, which the next one uses.
 const LOOK_AFTER: Duration = Duration::from_secs(5);
 const CROWD: usize = 100;
+
+/// When a worker has drained: how long what was accepted last has for its request, and for its answer.
+const LAST_REQUESTS: Duration = Duration::from_millis(20);
+const LAST_ANSWERS: Duration = Duration::from_millis(250);
+
+/// So much earlier than the process must end, sessions that are left are written to the access log.
+const LAST_LINES: Duration = Duration::from_millis(20);
 
 /// What the tasks of one worker share.
 pub(super) struct Worker {
@@ -46,7 +58,11 @@ pub(super) struct Worker {
     pub registry: Registry,
     /// Connections and sessions of this worker, as long as they are not closed.
     live: RefCell<Vec<Weak<Signal>>>,
-    idle: Signal,
+    draining: RefCell<Option<Arc<Drain>>>,
+    /// Set when, in a drain, one of the counts below has gone down.
+    fewer: Signal,
+    /// Set-ups and sessions that a drain waits for.
+    awaited: Cell<usize>,
     /// How many are live, and the most there were since memory was given back.
     count: Cell<usize>,
     most: Cell<usize>,
@@ -88,22 +104,31 @@ pub(super) struct Listener {
     pub tls: bool,
 }
 
-/// Runs a worker until the gateway has drained.
-pub(super) async fn run(
-    shared: Arc<Shared>,
-    listeners: Vec<Listener>,
-    desk: Desk,
-    mut commands: UnboundedReceiver<Command>,
-) -> io::Result<()> {
+/// A set-up or a session that a drain waits for until this is dropped.
+pub(super) struct Awaited(Rc<Worker>);
+
+impl Drop for Awaited {
+    fn drop(&mut self) {
+        self.0.awaited.set(self.0.awaited.get() - 1);
+        self.0.tell_of_fewer();
+    }
+}
+
+/// Runs a worker as long as the process lives: the listeners stay open to the last, since one that closes resets what
+/// waits in its accept queue.
+pub(super) async fn run(shared: Arc<Shared>, listeners: Vec<Listener>, desk: Desk, mut line: Line) -> io::Result<()> {
     let Desk { index, counters, mut rows } = desk;
+    let registry = Registry::new(shared.relayed.clone());
     let worker = Rc::new(Worker {
         shared,
         index,
         counters,
         records: Records::default(),
-        registry: Registry::default(),
+        registry,
         live: RefCell::default(),
-        idle: Signal::default(),
+        draining: RefCell::default(),
+        fewer: Signal::default(),
+        awaited: Cell::default(),
         count: Cell::default(),
         most: Cell::default(),
     });
@@ -122,11 +147,14 @@ pub(super) async fn run(
     });
     let housekeeper = worker.clone();
     monoio::spawn(async move { housekeeper.keep_memory_low().await });
-    match commands.next().await {
-        Some(Command::Drain { window_end }) => worker.drain(window_end).await,
-        None => {}
+    while let Some(drain) = line.drain().await {
+        let worker = worker.clone();
+        let reporter = line.reporter();
+        monoio::spawn(async move {
+            worker.drain(drain).await;
+            reporter.drained();
+        });
     }
-    worker.records.write_all();
     Ok(())
 }
 
@@ -160,31 +188,60 @@ impl Worker {
             }
             drop(signal);
             worker.count.set(worker.count.get() - 1);
-            if worker.draining() {
-                worker.idle.set();
-            }
+            worker.tell_of_fewer();
         });
     }
 
+    /// One more set-up or session that a drain waits for.
+    pub fn awaited(self: &Rc<Self>) -> Awaited {
+        self.awaited.set(self.awaited.get() + 1);
+        Awaited(self.clone())
+    }
+
+    /// Awaits a future that may be dropped, in a drain until its window ends: `None` if that comes first. `draining`
+    /// is the signal of the task that this is called from.
+    pub async fn within_window<F: Future>(&self, draining: &Signal, future: F) -> Option<F::Output> {
+        let mut future = pin!(future);
+        if let Some(output) = draining.or(future.as_mut()).await {
+            return Some(output);
+        }
+        let window_end = self.draining.borrow().as_ref().map(|drain| drain.window_end());
+        deadline::until(window_end.unwrap_or_else(Instant::now), future).await
+    }
+
+    fn tell_of_fewer(&self) {
+        if self.draining() {
+            self.fewer.set();
+        }
+    }
+
     async fn accept(self: Rc<Self>, listener: TcpListener, tls: bool) {
-        let mut resting = false;
+        let (mut resting, mut taken) = (false, 0u32);
         loop {
             match listener.accept().await {
                 Ok((tcp, peer)) => {
                     resting = false;
+                    taken = taken.wrapping_add(1);
+                    if taken % IN_A_ROW == 0 {
+                        // On epoll, a queue that never empties would keep the thread from everything else.
+                        monoio::time::sleep(Duration::from_millis(1)).await;
+                    }
                     self.counters.accepts.add(1);
                     self.take(tcp, peer, tls);
                 }
                 Err(error) => {
-                    // A connection that was gone before it was accepted (ECONNABORTED and the like) is no reason.
-                    if matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM))
-                    {
-                        if !resting {
-                            tracing::error!("cannot accept connections: {error}; trying again every {ACCEPT_REST:?}");
-                        }
-                        resting = true;
-                        monoio::time::sleep(ACCEPT_REST).await;
+                    // A connection that was gone before it was accepted is no reason to rest (accept(2)).
+                    if matches!(
+                        error.raw_os_error(),
+                        Some(libc::ECONNABORTED | libc::EPROTO | libc::EPERM | libc::EINTR)
+                    ) {
+                        continue;
                     }
+                    if !resting {
+                        tracing::error!("cannot accept connections: {error}; trying again every {ACCEPT_REST:?}");
+                    }
+                    resting = true;
+                    monoio::time::sleep(ACCEPT_REST).await;
                 }
             }
         }
@@ -219,16 +276,25 @@ impl Worker {
         }
     }
 
-    async fn drain(&self, window_end: Instant) {
-        self.registry.close_all(window_end);
+    /// Ends all sessions as the drain says. Done when none is left, and no client waits for its last word.
+    async fn drain(self: &Rc<Self>, drain: Arc<Drain>) {
+        *self.draining.borrow_mut() = Some(drain.clone());
         let tasks: Vec<_> = self.live.borrow().iter().filter_map(Weak::upgrade).collect();
         tasks.iter().for_each(|task| task.set());
         drop(tasks);
-        while self.count.get() > 0 {
-            if deadline::until(window_end, self.idle.wait()).await.is_none() {
-                return;
+        let (worker, plan) = (self.clone(), drain.clone());
+        monoio::spawn(async move { worker.registry.drain(plan).await });
+        let last = drain.end().checked_sub(LAST_LINES).unwrap_or_else(Instant::now);
+        while self.awaited.get() > 0 {
+            if deadline::until(last, self.fewer.wait()).await.is_none() {
+                // What is still there ends with the process.
+                return self.records.write_all();
             }
         }
+        // Requests that are still answered are worth a moment, and no more.
+        monoio::time::sleep(LAST_REQUESTS).await;
+        let deadline = Instant::now() + LAST_ANSWERS;
+        while self.count.get() > 0 && deadline::until(deadline, self.fewer.wait()).await.is_some() {}
     }
 }
 

@@ -5,6 +5,7 @@
 pub mod answer;
 pub mod close;
 pub mod connect;
+pub mod drain;
 pub mod frame;
 pub mod opening;
 pub mod proxy;

@@ -16,7 +16,10 @@ use std::{
     os::fd::AsFd,
     panic::AssertUnwindSafe,
     rc::{Rc, Weak},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -26,6 +29,7 @@ use self::{lost::Debt, socket::Socket, wake::Signal};
 use crate::{
     protocol::{
         close::Close,
+        drain::Drain,
         frame::FrameCounts,
         session::{Ending, Received, Session, Side},
     },
@@ -37,6 +41,9 @@ use crate::{
 /// notices.
 const SWEEP: Duration = Duration::from_secs(5);
 const AT_A_TIME: usize = 256;
+
+/// Sessions that are told to end before the other tasks of the thread have their turn.
+const BATCH: usize = 64;
 
 /// What a set-up hands over: two connected sockets, and what was received behind the set-up.
 #[derive(Debug)]
@@ -78,22 +85,55 @@ pub struct Relay {
     running: Cell<u8>,
     debts: RefCell<[Debt; 2]>,
     meter: Meter,
+    _relayed: Relayed,
 }
 
 /// The sessions of one worker: to end them together, and to find dead peers.
 #[derive(Debug, Default)]
 pub struct Registry {
     relays: RefCell<Vec<Weak<Relay>>>,
-    closing: Cell<bool>,
+    /// Sessions that are being relayed, of all workers together.
+    relayed: Arc<AtomicUsize>,
+    draining: RefCell<Option<Arc<Drain>>>,
+}
+
+/// One that is counted as relayed until it is dropped.
+#[derive(Debug)]
+struct Relayed(Arc<AtomicUsize>);
+
+impl Drop for Relayed {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 impl Registry {
-    /// Ends all sessions of this worker, and each that begins from now on: 1012 to clients, 1001 to targets. A frame
-    /// in progress has until `window_end`.
-    pub fn close_all(&self, window_end: Instant) {
-        self.closing.set(true);
-        for relay in self.live() {
-            relay.restart(window_end);
+    /// `relayed` counts the sessions of all workers together.
+    pub fn new(relayed: Arc<AtomicUsize>) -> Self {
+        Self { relayed, ..Self::default() }
+    }
+
+    /// Ends all sessions of this worker, and each that begins from now on, when its turn in the drain has come: 1012
+    /// to clients, 1001 to targets. Done when each that was there has been told.
+    pub async fn drain(&self, drain: Arc<Drain>) {
+        *self.draining.borrow_mut() = Some(drain.clone());
+        let mut relays = self.live();
+        // The first one to draw has the first turn, and must not be the oldest session each time.
+        fastrand::shuffle(&mut relays);
+        let now = Instant::now();
+        let draw = |relay| (drain.draw(now, fastrand::f64()), Rc::downgrade(relay));
+        let mut turns: Vec<(Instant, Weak<Relay>)> = relays.iter().map(draw).collect();
+        drop(relays);
+        turns.sort_by_key(|(turn, _)| *turn);
+        for (index, (turn, relay)) in turns.into_iter().enumerate() {
+            if turn > Instant::now() {
+                sleep_until(turn).await;
+            } else if index % BATCH == BATCH - 1 {
+                monoio::spawn(async {}).await;
+            }
+            if let Some(relay) = relay.upgrade() {
+                relay.restart(&drain);
+            }
         }
     }
 
@@ -125,16 +165,34 @@ impl Registry {
         }
         relays.push(Rc::downgrade(relay));
         drop(relays);
-        if self.closing.get() {
-            relay.restart(Instant::now());
+        let draining = self.draining.borrow().clone();
+        if let Some(drain) = draining {
+            let turn = drain.draw(Instant::now(), fastrand::f64());
+            let relay = Rc::downgrade(relay);
+            monoio::spawn(async move {
+                sleep_until(turn).await;
+                if let Some(relay) = relay.upgrade() {
+                    relay.restart(&drain);
+                }
+            });
         }
     }
+
+    fn count(&self) -> Relayed {
+        self.relayed.fetch_add(1, Ordering::Relaxed);
+        Relayed(self.relayed.clone())
+    }
+}
+
+async fn sleep_until(moment: Instant) {
+    monoio::time::sleep_until(monoio::time::Instant::from_std(moment)).await;
 }
 
 /// Begins to relay a session. Its lanes run by themselves; [`Relay::ended`] keeps its time and must be awaited.
 pub fn begin(connected: Connected, registry: &Registry, meter: Meter) -> Rc<Relay> {
     let Connected { client, target, from_client, from_target, idle_timeout } = connected;
     let relay = Rc::new(Relay {
+        _relayed: registry.count(),
         session: RefCell::new(Session::new(idle_timeout, Instant::now())),
         sockets: [client, target],
         lanes: Default::default(),
@@ -200,10 +258,10 @@ impl Relay {
         }
     }
 
-    fn restart(&self, window_end: Instant) {
-        self.change(|session| {
-            session.close(Close::RESTART_CLIENT, Close::RESTART_TARGET, window_end, Instant::now());
-        });
+    /// Its turn in the drain has come.
+    fn restart(&self, drain: &Drain) {
+        let now = Instant::now();
+        self.change(|session| session.close(Close::RESTART_CLIENT, Close::RESTART_TARGET, drain.frame_end(now), now));
     }
 
     fn abort_lost(&self) {

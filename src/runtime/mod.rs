@@ -5,4 +5,5 @@ pub mod memory;
 pub mod resolver;
 pub mod sockets;
 pub mod sys;
+pub mod systemd;
 pub mod threads;

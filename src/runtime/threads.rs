@@ -3,24 +3,29 @@
 use std::{
     io,
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::mpsc,
+    sync::{Arc, mpsc},
     thread,
+    time::{Duration, Instant},
 };
 
 use futures_channel::mpsc as commands;
+use futures_util::StreamExt;
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use signal_hook::{
-    consts::{SIGINT, SIGTERM},
+    consts::{SIGHUP, SIGINT, SIGTERM},
     iterator::Signals,
 };
 
 use super::driver::Driver;
+use crate::protocol::drain::Drain;
 
 /// What the main thread tells a worker.
-#[derive(Clone, Copy, Debug)]
-pub enum Command {
-    /// End all sessions; what is in a frame has until this time.
-    Drain { window_end: std::time::Instant },
+#[derive(Clone, Debug)]
+enum Command {
+    /// End all sessions.
+    Drain(Arc<Drain>),
+    /// Say that you are there.
+    Ping,
 }
 
 /// What the main thread hears of.
@@ -28,8 +33,16 @@ pub enum Command {
 pub enum Event {
     /// SIGTERM or SIGINT.
     Terminate,
-    /// A worker has ended: in order, or not.
-    Ended { worker: usize, result: io::Result<()> },
+    /// SIGHUP.
+    Reload,
+    /// Somebody wants the process to drain, other than by a signal.
+    Drain,
+    /// A worker answers the last [`Threads::ping`].
+    Alive,
+    /// A worker has no session left, and gets none any more.
+    Drained { worker: usize },
+    /// A thread has ended: in order, or not.
+    Ended { worker: usize, name: String, result: io::Result<()> },
 }
 
 /// The workers of this process, as the main thread sees them.
@@ -40,18 +53,96 @@ pub struct Threads {
     sender: mpsc::Sender<Event>,
 }
 
+/// What a worker hears from the main thread.
+#[derive(Debug)]
+pub struct Line {
+    commands: commands::UnboundedReceiver<Command>,
+    reporter: Reporter,
+}
+
+/// What a worker tells the main thread.
+#[derive(Clone, Debug)]
+pub struct Reporter {
+    worker: usize,
+    events: mpsc::Sender<Event>,
+}
+
+/// Begins to drain the process, from any thread.
+#[derive(Clone, Debug)]
+pub struct DrainHandle(mpsc::Sender<Event>);
+
+impl DrainHandle {
+    /// Asks for it. That is done by the main thread, at once; asked for again, nothing more happens.
+    pub fn drain(&self) {
+        let _ = self.0.send(Event::Drain);
+    }
+}
+
+impl Line {
+    /// Waits until the gateway drains, and answers pings meanwhile, so it must be awaited again behind that. `None`:
+    /// there is no main thread any more.
+    pub async fn drain(&mut self) -> Option<Arc<Drain>> {
+        loop {
+            match self.commands.next().await? {
+                Command::Drain(drain) => return Some(drain),
+                Command::Ping => self.reporter.send(Event::Alive),
+            }
+        }
+    }
+
+    pub fn reporter(&self) -> Reporter {
+        self.reporter.clone()
+    }
+}
+
+impl Reporter {
+    /// This worker has no session left, and gets none any more.
+    pub fn drained(&self) {
+        self.send(Event::Drained { worker: self.worker });
+    }
+
+    fn send(&self, event: Event) {
+        let _ = self.events.send(event);
+    }
+}
+
 impl Threads {
-    /// Begins to listen for signals. Must come before the first worker, so that none of them takes a signal.
+    /// Begins to listen for SIGTERM and SIGINT. Must come before the first worker, so that none of them takes a signal.
     ///
     /// # Errors
     /// The signal handlers could not be installed.
     pub fn with_signals() -> io::Result<Self> {
+        Self::listening_for(&[SIGTERM, SIGINT])
+    }
+
+    /// The same, and for SIGHUP, which otherwise ends the process.
+    ///
+    /// # Errors
+    /// As for [`Threads::with_signals`].
+    pub fn with_signals_and_reload() -> io::Result<Self> {
+        Self::listening_for(&[SIGTERM, SIGINT, SIGHUP])
+    }
+
+    /// Threads that hear of no signal.
+    pub fn without_signals() -> Self {
+        let (sender, events) = mpsc::channel();
+        Self { workers: Vec::new(), events, sender }
+    }
+
+    /// Threads that are told nothing and live as long as the process. Their failures are among the events of `self`.
+    #[must_use]
+    pub fn apart(&self) -> Self {
+        Self { sender: self.sender.clone(), ..Self::without_signals() }
+    }
+
+    fn listening_for(signals: &[libc::c_int]) -> io::Result<Self> {
         let threads = Self::without_signals();
-        let mut signals = Signals::new([SIGTERM, SIGINT])?;
-        let terminate = threads.sender.clone();
+        let mut signals = Signals::new(signals)?;
+        let events = threads.sender.clone();
         thread::Builder::new().name("signals".into()).spawn(move || {
-            for _ in signals.forever() {
-                if terminate.send(Event::Terminate).is_err() {
+            for signal in signals.forever() {
+                let event = if signal == SIGHUP { Event::Reload } else { Event::Terminate };
+                if events.send(event).is_err() {
                     return;
                 }
             }
@@ -59,10 +150,9 @@ impl Threads {
         Ok(threads)
     }
 
-    /// Threads that live as long as the process, whatever signals it gets.
-    pub fn without_signals() -> Self {
-        let (sender, events) = mpsc::channel();
-        Self { workers: Vec::new(), events, sender }
+    /// For whoever may begin to drain the process.
+    pub fn drain_handle(&self) -> DrainHandle {
+        DrainHandle(self.sender.clone())
     }
 
     /// Starts a worker thread: `run` makes its future there, on its own runtime.
@@ -71,33 +161,28 @@ impl Threads {
     /// The thread could not be started.
     pub fn spawn<F, R>(&mut self, name: &str, driver: Driver, core: Option<usize>, run: F) -> io::Result<()>
     where
-        F: FnOnce(commands::UnboundedReceiver<Command>) -> R + Send + 'static,
+        F: FnOnce(Line) -> R + Send + 'static,
         R: Future<Output = io::Result<()>>,
     {
         let worker = self.workers.len();
         let (commands, receiver) = commands::unbounded();
-        let ended = self.sender.clone();
+        let reporter = Reporter { worker, events: self.sender.clone() };
+        let ended = reporter.clone();
+        let line = Line { commands: receiver, reporter };
+        let of = name.to_owned();
         thread::Builder::new().name(name.into()).spawn(move || {
             if let Some(core) = core {
                 pin(core);
             }
-            let result = catch_unwind(AssertUnwindSafe(|| driver.block_on(run(receiver))));
+            let result = catch_unwind(AssertUnwindSafe(|| driver.block_on(run(line))));
             let result = match result {
                 Ok(result) => result.and_then(|result| result),
-                Err(_) => Err(io::Error::other("the worker panicked")),
+                Err(_) => Err(io::Error::other("it panicked")),
             };
-            let _ = ended.send(Event::Ended { worker, result });
+            ended.send(Event::Ended { worker, name: of, result });
         })?;
         self.workers.push(commands);
         Ok(())
-    }
-
-    /// Does what SIGTERM does, from any thread.
-    pub fn terminator(&self) -> impl Fn() + Send + 'static {
-        let terminate = self.sender.clone();
-        move || {
-            let _ = terminate.send(Event::Terminate);
-        }
     }
 
     pub fn len(&self) -> usize {
@@ -108,16 +193,32 @@ impl Threads {
         self.workers.is_empty()
     }
 
-    /// Tells every worker that still runs.
-    pub fn command(&self, command: Command) {
+    /// Tells every worker to end its sessions.
+    pub fn drain(&self, drain: &Arc<Drain>) {
+        self.tell(&Command::Drain(drain.clone()));
+    }
+
+    /// Asks every worker for an [`Event::Alive`]. Before all have answered, this must not be asked again.
+    pub fn ping(&self) {
+        self.tell(&Command::Ping);
+    }
+
+    fn tell(&self, command: &Command) {
         for worker in &self.workers {
-            let _ = worker.unbounded_send(command);
+            let _ = worker.unbounded_send(command.clone());
         }
     }
 
-    /// Waits for the next event; `None` if there can be none.
-    pub fn next_event(&self) -> Option<Event> {
-        self.events.recv().ok()
+    /// Waits for the next event; `None` if there is none until `deadline`.
+    pub fn next_event(&self, deadline: Option<Instant>) -> Option<Event> {
+        match deadline {
+            None => self.events.recv().ok(),
+            Some(deadline) => {
+                let wait = deadline.saturating_duration_since(Instant::now());
+                // Not to the millisecond, but not a moment too early either.
+                self.events.recv_timeout(wait.max(Duration::from_micros(1))).ok()
+            }
+        }
     }
 }
 

@@ -1,0 +1,373 @@
+//! The main thread of a serving command, from its start to its exit: readiness, signals, reload, drain, and what the
+//! service manager is told of it.
+use std::{
+    process::ExitCode,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use super::process::FAILED;
+use crate::{
+    config::ConfigError,
+    protocol::drain::Drain,
+    runtime::{
+        systemd::{self, Notifier},
+        threads::{Event, Threads},
+    },
+};
+
+/// How often the service manager is told how many sessions there are, where that changes.
+const STATUS_EVERY: Duration = Duration::from_secs(5);
+const STATUS_OF_DRAIN_EVERY: Duration = Duration::from_secs(1);
+/// Added to what the service manager is told a drain takes at most: for the exit itself.
+const EXIT: Duration = Duration::from_secs(5);
+
+/// What a serving command runs.
+pub trait Service {
+    /// What it serves, in a few words.
+    fn describe(&self) -> String;
+
+    /// Sessions that it has now.
+    fn sessions(&self) -> u64;
+
+    /// From now on no session begins. Gives the drain that the workers are told of.
+    fn begin_drain(&self) -> Drain;
+
+    /// Reads its files again, logs that, and gives what is wrong with them.
+    fn reload(&self) -> Vec<ConfigError>;
+}
+
+/// Runs until the process is to end. `ready` is called once, when every worker does its work.
+///
+/// The first SIGTERM or SIGINT begins to drain, or goes on with a drain that was asked for otherwise; the next one
+/// ends the process at once. SIGHUP reloads. A thread that ends by itself is a failure.
+///
+/// # Errors
+/// Those of `ready`.
+pub fn supervise(
+    threads: &Threads,
+    service: &dyn Service,
+    ready: impl FnOnce() -> anyhow::Result<()>,
+) -> anyhow::Result<ExitCode> {
+    let mut supervisor = Supervisor::new(threads, service);
+    supervisor.ping();
+    let mut ready = Some(ready);
+    loop {
+        if let Some(code) = supervisor.next() {
+            return Ok(code);
+        }
+        if supervisor.silent == 0
+            && let Some(ready) = ready.take()
+        {
+            ready()?;
+            supervisor.is_ready();
+        }
+    }
+}
+
+struct Supervisor<'a> {
+    threads: &'a Threads,
+    service: &'a dyn Service,
+    notifier: Notifier,
+    ready: bool,
+    /// Workers that owe an answer to the last ping.
+    silent: usize,
+    /// How often the workers are asked, and when next.
+    ping_every: Option<Duration>,
+    next_ping: Option<Instant>,
+    /// What the service manager was told last, when it is told next, and what the last reload left to be mended.
+    status: String,
+    next_status: Option<Instant>,
+    broken: Option<String>,
+    drain: Option<Arc<Drain>>,
+    /// A signal has asked for the end.
+    signalled: bool,
+    /// Whether each worker is done.
+    done: Vec<bool>,
+}
+
+impl<'a> Supervisor<'a> {
+    fn new(threads: &'a Threads, service: &'a dyn Service) -> Self {
+        // Asked four times in the time that systemd waits: one late answer is no reason to kill the process.
+        let ping_every = systemd::watchdog().map(|within| within / 4);
+        Self {
+            threads,
+            service,
+            notifier: Notifier::from_env(),
+            ready: false,
+            silent: 0,
+            ping_every,
+            next_ping: None,
+            status: String::new(),
+            next_status: None,
+            broken: None,
+            drain: None,
+            signalled: false,
+            done: vec![false; threads.len()],
+        }
+    }
+
+    /// Waits for something to do, and does it. Gives the exit code when the process is to end.
+    fn next(&mut self) -> Option<ExitCode> {
+        let end = self.drain.as_ref().map(|drain| drain.end());
+        let deadline = [end, self.next_ping, self.next_status].into_iter().flatten().min();
+        let code = match self.threads.next_event(deadline) {
+            None => None,
+            Some(Event::Terminate) if self.signalled => {
+                tracing::warn!("a second signal: ending at once, with {} sessions left", self.service.sessions());
+                Some(ExitCode::from(FAILED))
+            }
+            Some(Event::Terminate) => {
+                self.signalled = true;
+                if self.drain.is_some() {
+                    tracing::info!("draining already, and going on with it; a second signal ends the process at once");
+                }
+                self.begin_drain();
+                None
+            }
+            Some(Event::Drain) => {
+                self.begin_drain();
+                None
+            }
+            Some(Event::Reload) => {
+                self.reload();
+                None
+            }
+            Some(Event::Alive) => {
+                self.alive();
+                None
+            }
+            Some(Event::Drained { worker }) => self.done(worker),
+            Some(Event::Ended { worker, result: Ok(()), .. }) if self.drain.is_some() => self.done(worker),
+            Some(Event::Ended { name, result, .. }) => {
+                let error = result.err().map_or("it ended by itself".to_owned(), |error| error.to_string());
+                tracing::error!("thread {name} failed: {error}");
+                Some(ExitCode::from(FAILED))
+            }
+        };
+        code.or_else(|| self.look_at_the_clock(Instant::now()))
+    }
+
+    fn look_at_the_clock(&mut self, now: Instant) -> Option<ExitCode> {
+        if self.drain.as_ref().is_some_and(|drain| now >= drain.end()) {
+            tracing::warn!("the time to drain is over: ending with {} sessions left", self.service.sessions());
+            return Some(ExitCode::SUCCESS);
+        }
+        if self.next_ping.is_some_and(|at| now >= at) {
+            self.next_ping = None;
+            self.ping();
+        }
+        if self.next_status.is_some_and(|at| now >= at) {
+            self.tell_status(now);
+        }
+        None
+    }
+
+    fn ping(&mut self) {
+        self.silent = self.threads.len();
+        self.threads.ping();
+    }
+
+    /// A worker has answered. When all have, that is what the watchdog wants to know.
+    fn alive(&mut self) {
+        self.silent = self.silent.saturating_sub(1);
+        if self.silent > 0 {
+            return;
+        }
+        if let Some(every) = self.ping_every {
+            self.notifier.alive();
+            self.next_ping = Some(Instant::now() + every);
+        }
+    }
+
+    fn is_ready(&mut self) {
+        self.ready = true;
+        if self.drain.is_none() {
+            self.status = self.status_now();
+            self.notifier.ready(&self.status);
+        }
+        if self.notifier.is_there() {
+            self.next_status = Some(Instant::now() + STATUS_EVERY);
+        }
+    }
+
+    fn reload(&mut self) {
+        if self.drain.is_some() {
+            tracing::info!("draining: nothing is reloaded");
+            return;
+        }
+        if self.ready {
+            self.notifier.reloading();
+        }
+        let errors = self.service.reload();
+        self.broken = errors.first().map(|error| match errors.len() {
+            1 => format!("reload failed: {error}"),
+            more => format!("reload failed: {error} (and {} more)", more - 1),
+        });
+        if self.ready {
+            self.status = self.status_now();
+            self.notifier.ready(&self.status);
+        }
+    }
+
+    fn begin_drain(&mut self) {
+        if self.drain.is_some() {
+            return;
+        }
+        let drain = Arc::new(self.service.begin_drain());
+        self.threads.drain(&drain);
+        self.drain = Some(drain.clone());
+        let now = Instant::now();
+        let (rest, window) = (drain.end() - now, drain.window_end().saturating_duration_since(now));
+        tracing::info!(
+            sessions = self.service.sessions(),
+            "draining: sessions are closed within {:.1} s, and the process ends within {:.1} s",
+            window.as_secs_f64(),
+            rest.as_secs_f64(),
+        );
+        self.status = self.status_now();
+        self.notifier.stopping(rest + EXIT, &self.status);
+        self.next_status = self.notifier.is_there().then(|| now + STATUS_OF_DRAIN_EVERY);
+    }
+
+    /// A worker has nothing left to do.
+    fn done(&mut self, worker: usize) -> Option<ExitCode> {
+        if let Some(done) = self.done.get_mut(worker) {
+            *done = true;
+        }
+        self.done.iter().all(|done| *done).then(|| {
+            tracing::info!("drained");
+            ExitCode::SUCCESS
+        })
+    }
+
+    fn tell_status(&mut self, now: Instant) {
+        let status = self.status_now();
+        if status != self.status {
+            self.notifier.status(&status);
+            self.status = status;
+        }
+        self.next_status = Some(now + if self.drain.is_some() { STATUS_OF_DRAIN_EVERY } else { STATUS_EVERY });
+    }
+
+    fn status_now(&self) -> String {
+        let sessions = match self.service.sessions() {
+            1 => "1 session".to_owned(),
+            many => format!("{many} sessions"),
+        };
+        match (&self.drain, &self.broken) {
+            (Some(drain), _) => {
+                let rest = drain.end().saturating_duration_since(Instant::now()).as_secs_f64();
+                format!("Draining: {sessions} left, at most {rest:.0} s")
+            }
+            (None, None) => format!("{sessions}; {}", self.service.describe()),
+            (None, Some(broken)) => format!("{sessions}; {}; {broken}", self.service.describe()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+    use std::{cell::Cell, io};
+
+    use super::*;
+    use crate::runtime::{driver::Driver, threads::Line};
+
+    /// A service without sessions whose drain takes so long.
+    struct Idle(Duration, Cell<usize>);
+
+    impl Service for Idle {
+        fn describe(&self) -> String {
+            "idle".into()
+        }
+
+        fn sessions(&self) -> u64 {
+            0
+        }
+
+        fn begin_drain(&self) -> Drain {
+            Drain::new(Instant::now(), self.0, 0, 0, 0)
+        }
+
+        fn reload(&self) -> Vec<ConfigError> {
+            self.1.set(self.1.get() + 1);
+            vec![]
+        }
+    }
+
+    fn idle() -> Idle {
+        Idle(Duration::from_secs(100), Cell::new(0))
+    }
+
+    fn spawn<R: Future<Output = io::Result<()>> + 'static>(threads: &mut Threads, run: fn(Line) -> R) {
+        threads.spawn("worker", Driver::Epoll(None), None, run).unwrap();
+    }
+
+    /// Answers pings for ever, and is done as soon as it is told to drain.
+    async fn works(mut line: Line) -> io::Result<()> {
+        while line.drain().await.is_some() {
+            line.reporter().drained();
+        }
+        Ok(())
+    }
+
+    /// Answers pings for ever, and has sessions that do not end.
+    async fn stays(mut line: Line) -> io::Result<()> {
+        while line.drain().await.is_some() {}
+        Ok(())
+    }
+
+    fn code(code: ExitCode) -> String {
+        format!("{code:?}")
+    }
+
+    #[test]
+    fn a_worker_that_dies_is_a_failure() {
+        for run in [
+            (|threads: &mut Threads| spawn(threads, |_| async { panic!("a bug") })) as fn(&mut Threads),
+            |threads| spawn(threads, |_| async { Err(io::Error::other("no memory")) }),
+            |threads| spawn(threads, |_| async { Ok(()) }),
+            |threads| spawn(&mut threads.apart(), |_| async { panic!("a bug") }),
+        ] {
+            let mut threads = Threads::without_signals();
+            spawn(&mut threads, works);
+            run(&mut threads);
+            let ended = supervise(&threads, &idle(), || Ok(())).unwrap();
+            assert_eq!(code(ended), code(ExitCode::from(FAILED)));
+        }
+    }
+
+    #[test]
+    fn it_ends_when_all_workers_have_drained() {
+        let mut threads = Threads::without_signals();
+        spawn(&mut threads, works);
+        spawn(&mut threads, works);
+        let handle = threads.drain_handle();
+        let ready = || {
+            handle.drain();
+            handle.drain();
+            Ok(())
+        };
+        assert_eq!(code(supervise(&threads, &idle(), ready).unwrap()), code(ExitCode::SUCCESS));
+    }
+
+    #[test]
+    fn it_ends_at_the_latest_when_the_time_is_over() {
+        let mut threads = Threads::without_signals();
+        spawn(&mut threads, works);
+        spawn(&mut threads, stays);
+        threads.drain_handle().drain();
+        let service = Idle(Duration::from_millis(200), Cell::new(0));
+        let began = Instant::now();
+        assert_eq!(code(supervise(&threads, &service, || Ok(())).unwrap()), code(ExitCode::SUCCESS));
+        assert!(began.elapsed() >= Duration::from_millis(200));
+    }
+
+    #[test]
+    fn what_cannot_be_announced_ends_it() {
+        let mut threads = Threads::without_signals();
+        spawn(&mut threads, works);
+        supervise(&threads, &idle(), || Err(anyhow::anyhow!("nobody there"))).unwrap_err();
+    }
+}
