@@ -48,8 +48,9 @@ async fn read_proxy_header(client: &mut Client, deadline: Instant) -> bool {
             }
         }
         match client.fill(deadline).await {
-            Filled::More => {}
-            Filled::Ended | Filled::Late | Filled::Draining => {
+            // A drain is told of in the answer to the request.
+            Filled::More | Filled::Draining => {}
+            Filled::Ended | Filled::Late => {
                 tracing::debug!(peer = %client.peer, "connection refused: no whole PROXY protocol header came");
                 return false;
             }
@@ -60,8 +61,8 @@ async fn read_proxy_header(client: &mut Client, deadline: Instant) -> bool {
 async fn handshake(mut client: Client, connection: rustls::Connection, deadline: Instant) -> Option<Client> {
     while client.input.is_empty() {
         match client.fill(deadline).await {
-            Filled::More => {}
-            Filled::Ended | Filled::Late | Filled::Draining => return None,
+            Filled::More | Filled::Draining => {}
+            Filled::Ended | Filled::Late => return None,
         }
     }
     // A TLS record begins with its type, which is no letter; a request line with one.
@@ -92,7 +93,7 @@ async fn drive(mut client: Client, connection: rustls::Connection, deadline: Ins
     while !complete {
         match client.readable(deadline).await {
             Filled::Late => return Err(io::ErrorKind::TimedOut.into()),
-            Filled::Draining => return Ok(None),
+            Filled::Draining => continue,
             // Whatever it is that came, the receive tells.
             Filled::More | Filled::Ended => {}
         }

@@ -196,11 +196,9 @@ impl Shared {
         }
         if let (true, Some(file)) = (self.tls.is_some(), certificate) {
             let shared = self.clone();
-            reloaders.push(Reloader::new("certificate", file, move |_| {
-                if let Some(acceptor) = shared.tls() {
-                    acceptor.reload()?;
-                }
-                Ok("for new connections".to_owned())
+            reloaders.push(Reloader::new("TLS certificate and key", file, move |_| {
+                shared.tls().map_or(Ok(()), Acceptor::reload)?;
+                Ok("new connections get it".to_owned())
             }));
         }
         reloaders

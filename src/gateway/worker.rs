@@ -40,6 +40,8 @@ const IN_A_ROW: u32 = 64;
 /// little, which the next one uses.
 const LOOK_AFTER: Duration = Duration::from_secs(5);
 const CROWD: usize = 100;
+/// How often more it looks for those who leave late.
+const LOOKS_MORE: i32 = 12;
 
 /// When a worker has drained: how long what was accepted last has for its request, and for its answer.
 const LAST_REQUESTS: Duration = Duration::from_millis(20);
@@ -262,12 +264,15 @@ impl Worker {
         self.spawn(move |draining| connection::run(worker, tcp, peer, tls, draining, pending));
     }
 
-    /// Gives memory back when half of a crowd has left.
+    /// Gives memory back when half of a crowd has left, and for a while as the rest of it leaves.
     async fn keep_memory_low(&self) {
+        let mut leaving = 0;
         loop {
             monoio::time::sleep(LOOK_AFTER).await;
             let (count, most) = (self.count.get(), self.most.get());
-            if most - count >= CROWD && count <= most / 2 {
+            let crowd = most - count >= CROWD && count <= most / 2;
+            leaving = if crowd { LOOKS_MORE } else { leaving - i32::from(leaving > 0) };
+            if crowd || (leaving > 0 && count < most) {
                 self.live.borrow_mut().retain(|task| task.strong_count() > 0);
                 self.live.borrow_mut().shrink_to(count);
                 memory::give_back();
