@@ -83,12 +83,18 @@ async fn serve(mut tcp: TcpStream) -> Result<(), WebSocketError> {
 }
 
 async fn echo(socket: &mut WebSocket<Stream>) -> Result<(), WebSocketError> {
+    let mut in_message = false;
     loop {
         let frame = socket.read_frame().await?;
         match frame.opcode {
             // fastwebsockets has answered it.
             OpCode::Close => return Ok(()),
             OpCode::Text | OpCode::Binary | OpCode::Continuation => {
+                // RFC 6455 section 5.4, which read_frame leaves to whoever assembles messages.
+                if in_message != (frame.opcode == OpCode::Continuation) {
+                    return Err(WebSocketError::InvalidContinuationFrame);
+                }
+                in_message = !frame.fin;
                 socket.write_frame(Frame::new(frame.fin, frame.opcode, None, frame.payload)).await?;
                 socket.flush().await?;
             }
@@ -101,6 +107,8 @@ async fn echo(socket: &mut WebSocket<Stream>) -> Result<(), WebSocketError> {
 fn close_code(error: &WebSocketError) -> Option<u16> {
     match error {
         WebSocketError::UnexpectedEOF | WebSocketError::IoError(_) | WebSocketError::ConnectionClosed => None,
+        // fastwebsockets has answered it.
+        WebSocketError::InvalidCloseCode => None,
         WebSocketError::InvalidUTF8 => Some(1007),
         WebSocketError::FrameTooLarge => Some(1009),
         _ => Some(1002),

@@ -19,7 +19,8 @@ use monoio::{net::TcpStream, time::sleep};
 
 use super::{
     egress::{Egress, Verdict},
-    handshake, tls,
+    handshake::{self, AnswerReader},
+    tls,
 };
 use crate::{
     protocol::{
@@ -146,7 +147,7 @@ async fn open(socket: Rc<Socket>, connect: &ConnectRequest) -> Result<Dialled, F
     getrandom::fill(&mut nonce).map_err(|_| Failure::TargetUnreachable("no random numbers to be had".into()))?;
     let key = opening::key_from(nonce);
     socket.send_bytes(&handshake::request(connect, &key)).await.map_err(unreachable)?;
-    let mut bytes = Vec::new();
+    let (mut bytes, mut reader) = (Vec::new(), AnswerReader::default());
     loop {
         socket.readable().await.map_err(unreachable)?;
         let (received, buffer) = socket.recv(Buffer::take(), 0).await;
@@ -158,8 +159,7 @@ async fn open(socket: Rc<Socket>, connect: &ConnectRequest) -> Result<Dialled, F
             }
         }
         drop(buffer);
-        if let Some(accepted) = handshake::answer(&bytes, &key, &connect.subprotocols)? {
-            bytes.drain(..accepted.head_len);
+        if let Some(accepted) = reader.next(&mut bytes, &key, &connect.subprotocols)? {
             return Ok(Dialled { socket, received: bytes, subprotocol: accepted.subprotocol });
         }
     }
@@ -187,7 +187,6 @@ pub(super) fn explain(error: &io::Error) -> String {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
     use super::*;
 
     #[test]

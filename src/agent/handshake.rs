@@ -1,18 +1,23 @@
 //! The opening handshake with a target (RFC 6455 section 4.1), as text: the request, and what an answer means.
 //!
 //! Written by hand since header names go out as the client wrote them and in its order.
-use crate::protocol::{answer::Failure, connect::ConnectRequest, opening::accept_for};
+use crate::protocol::{
+    answer::Failure,
+    connect::ConnectRequest,
+    opening::{self, accept_for},
+};
 
 /// The largest answer head, in bytes, and its most headers.
 const MAX_HEAD: usize = 64 * 1024;
 const MAX_HEADERS: usize = 100;
 
+/// The most bytes of interim answers (RFC 9110 section 15.2) in front of the answer.
+const MAX_INTERIM: usize = 64 * 1024;
+
 /// The target accepts.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Accepted {
     pub subprotocol: Option<String>,
-    /// Length of the head; what is behind it are frames.
-    pub head_len: usize,
 }
 
 /// The request's bytes. `key` is the value of Sec-WebSocket-Key.
@@ -32,37 +37,82 @@ pub fn request(connect: &ConnectRequest, key: &str) -> Vec<u8> {
     out.into_bytes()
 }
 
-/// Reads the answer in `bytes`; `None` while its head is not whole.
-///
-/// # Errors
-/// The target spoke no HTTP, answered other than 101, or its 101 is not valid for `key` and `subprotocols`.
-pub fn answer(bytes: &[u8], key: &str, subprotocols: &[String]) -> Result<Option<Accepted>, Failure> {
-    let mut at = 0;
-    loop {
-        let mut headers = [httparse::EMPTY_HEADER; MAX_HEADERS];
-        let mut response = httparse::Response::new(&mut headers);
-        let head_len = match response.parse(&bytes[at..]) {
-            Ok(httparse::Status::Complete(len)) => len,
-            Ok(httparse::Status::Partial) if bytes.len() - at >= MAX_HEAD => {
+/// Finds the answer's end as bytes come in, and judges it once it is whole.
+#[derive(Debug, Default)]
+pub struct AnswerReader {
+    /// Bytes of interim answers so far.
+    interim: usize,
+    /// Before this there is no end.
+    searched: usize,
+    /// When to look again whether this can become an answer at all.
+    next_look: usize,
+}
+
+impl AnswerReader {
+    /// Takes the answer from the front of `input`, and leaves what is behind it, which are frames. `None` while its
+    /// head is not whole.
+    ///
+    /// # Errors
+    /// The target spoke no HTTP, answered other than 101, or its 101 is not valid for `key` and `subprotocols`.
+    pub fn next(
+        &mut self,
+        input: &mut Vec<u8>,
+        key: &str,
+        subprotocols: &[String],
+    ) -> Result<Option<Accepted>, Failure> {
+        loop {
+            let end = opening::head_end(input, std::mem::replace(&mut self.searched, input.len()));
+            // Only looked at when it is whole or has doubled, so that a head that comes byte by byte costs no more than
+            // twice its length.
+            if end.is_none() && input.len() < self.next_look {
+                return Ok(None);
+            }
+            self.next_look = input.len() * 2;
+            let judged = judge(&input[..end.unwrap_or(input.len())], key, subprotocols)?;
+            let Some(end) = end else {
+                if input.len() >= MAX_HEAD {
+                    return Err(Failure::TargetUnreachable("its answer's head is larger than 64 KiB".into()));
+                }
+                return Ok(None);
+            };
+            if end > MAX_HEAD {
                 return Err(Failure::TargetUnreachable("its answer's head is larger than 64 KiB".into()));
             }
-            Ok(httparse::Status::Partial) => return Ok(None),
-            Err(httparse::Error::TooManyHeaders) => {
-                return Err(Failure::TargetUnreachable("its answer has more than 100 headers".into()));
+            input.drain(..end);
+            if judged.is_some() {
+                return Ok(judged);
             }
-            Err(_) => return Err(Failure::TargetUnreachable("it did not answer in HTTP/1.1".into())),
-        };
-        at += head_len;
-        match response.code.unwrap_or_default() {
-            101 => {
-                let subprotocol =
-                    check(response.headers, key, subprotocols).map_err(Failure::TargetHandshakeInvalid)?;
-                return Ok(Some(Accepted { subprotocol, head_len: at }));
+            self.interim += end;
+            if self.interim > MAX_INTERIM {
+                return Err(Failure::TargetUnreachable("it sent more than 64 KiB of interim answers".into()));
             }
-            // RFC 9110 section 15.2: other interim answers may come first, and mean nothing here.
-            100..=199 => {}
-            status => return Err(Failure::TargetRejected { status }),
+            (self.searched, self.next_look) = (0, 0);
         }
+    }
+}
+
+/// `None`: not whole, or an interim answer, which means nothing here.
+fn judge(head: &[u8], key: &str, subprotocols: &[String]) -> Result<Option<Accepted>, Failure> {
+    let no_http = || Failure::TargetUnreachable("it did not answer in HTTP/1.1".into());
+    let mut headers = [httparse::EMPTY_HEADER; MAX_HEADERS];
+    let mut response = httparse::Response::new(&mut headers);
+    match response.parse(head) {
+        // RFC 6455 section 4.1: HTTP/1.1 or higher.
+        Ok(httparse::Status::Complete(_)) if response.version == Some(1) => {}
+        Ok(httparse::Status::Partial) => return Ok(None),
+        Err(httparse::Error::TooManyHeaders) => {
+            return Err(Failure::TargetUnreachable("its answer has more than 100 headers".into()));
+        }
+        Ok(httparse::Status::Complete(_)) | Err(_) => return Err(no_http()),
+    }
+    match response.code.unwrap_or_default() {
+        101 => {
+            let subprotocol = check(response.headers, key, subprotocols).map_err(Failure::TargetHandshakeInvalid)?;
+            Ok(Some(Accepted { subprotocol }))
+        }
+        100..=199 => Ok(None),
+        ..100 => Err(no_http()),
+        status => Err(Failure::TargetRejected { status }),
     }
 }
 
@@ -84,7 +134,8 @@ fn check(headers: &[httparse::Header<'_>], key: &str, subprotocols: &[String]) -
     match &values("sec-websocket-accept").collect::<Vec<_>>()[..] {
         [] => return Err("Sec-WebSocket-Accept is missing".into()),
         [accept] if *accept == accept_for(key.as_bytes()) => {}
-        _ => return Err("Sec-WebSocket-Accept does not fit the key".into()),
+        [_] => return Err("Sec-WebSocket-Accept does not fit the key".into()),
+        _ => return Err("more than one Sec-WebSocket-Accept".into()),
     }
     if values("sec-websocket-extensions").any(|value| !value.is_empty()) {
         return Err("an extension that was not asked for".into());
@@ -99,7 +150,6 @@ fn check(headers: &[httparse::Header<'_>], key: &str, subprotocols: &[String]) -
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
     use proptest::prelude::*;
 
     use super::*;
@@ -109,14 +159,22 @@ mod tests {
 
     fn read(head: &str, offered: &[&str]) -> Result<Option<Accepted>, Failure> {
         let offered: Vec<String> = offered.iter().map(|&name| name.into()).collect();
-        answer(head.as_bytes(), KEY, &offered)
+        AnswerReader::default().next(&mut head.into(), KEY, &offered)
     }
 
     #[test]
     fn a_valid_answer_and_what_is_behind_it() {
         let head = format!("HTTP/1.1 101 Switching Protocols\r\n{GOOD}Sec-WebSocket-Protocol: b\r\n\r\n");
-        let accepted = read(&format!("{head}\u{1}behind"), &["a", "b"]).unwrap().unwrap();
-        assert_eq!(accepted, Accepted { subprotocol: Some("b".into()), head_len: head.len() });
+        let mut input = format!("{head}\u{1}behind").into_bytes();
+        let accepted = AnswerReader::default().next(&mut input, KEY, &["a".into(), "b".into()]);
+        assert_eq!(accepted, Ok(Some(Accepted { subprotocol: Some("b".into()) })));
+        assert_eq!(input, b"\x01behind");
+        let (mut reader, mut input) = (AnswerReader::default(), Vec::new());
+        for (at, byte) in head.bytes().enumerate() {
+            input.push(byte);
+            let accepted = reader.next(&mut input, KEY, &["b".into()]).unwrap();
+            assert_eq!(accepted.is_some(), at + 1 == head.len(), "byte {at}");
+        }
         for len in 0..head.len() {
             assert_eq!(read(&head[..len], &["b"]), Ok(None), "{len} bytes");
         }
@@ -126,8 +184,10 @@ mod tests {
     fn interim_answers_are_passed_over() {
         let interim = "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n";
         let head = format!("{interim}HTTP/1.1 101 OK\r\n{GOOD}\r\n");
-        assert_eq!(read(&head, &[]).unwrap().unwrap().head_len, head.len());
+        assert!(read(&head, &[]).unwrap().is_some());
         assert_eq!(read(interim, &[]), Ok(None));
+        let endless = "HTTP/1.1 100 Continue\r\n\r\n".repeat(3000);
+        assert!(matches!(read(&endless, &[]), Err(Failure::TargetUnreachable(_))));
     }
 
     #[test]
@@ -170,7 +230,7 @@ mod tests {
         fn nothing_panics(bytes in prop::collection::vec(any::<u8>(), 0..300), http in any::<bool>()) {
             let mut head = if http { b"HTTP/1.1 101 X\r\n".to_vec() } else { Vec::new() };
             head.extend(bytes);
-            let _ = answer(&head, KEY, &[]);
+            let _ = AnswerReader::default().next(&mut head, KEY, &[]);
         }
     }
 }

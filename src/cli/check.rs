@@ -5,7 +5,7 @@ use std::{
     process::ExitCode,
 };
 
-use crate::config::{ConfigError, ConfigErrors, GatewayConfig, keys, kind::FileKind, read_file};
+use crate::config::{ConfigError, ConfigErrors, GatewayConfig, certs, keys, kind::FileKind, read_file};
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -38,10 +38,17 @@ fn gateway(text: &str, path: &Path) -> Result<String, ConfigErrors> {
     let config = GatewayConfig::parse(text, path)?;
     let keys = keys::load(&config.keys.file);
     let roots = config.egress.roots();
-    match (keys, roots) {
-        (Ok(keys), Ok(_)) => Ok(format!("with {} in {}", count(keys.len(), "key"), config.keys.file.display())),
-        (keys, roots) => {
-            Err(ConfigErrors([keys.err(), roots.err()].into_iter().flatten().flat_map(|errors| errors.0).collect()))
+    let identity = config.listen.tls.as_ref().map(|tls| certs::load_identity(&tls.cert, &tls.key)).transpose();
+    match (keys, roots, identity) {
+        (Ok(keys), Ok(_), Ok(identity)) => {
+            for warning in identity.iter().flat_map(|identity| &identity.warnings) {
+                let _ = writeln!(io::stderr(), "{warning} (a warning: it can be served)");
+            }
+            Ok(format!("with {} in {}", count(keys.len(), "key"), config.keys.file.display()))
+        }
+        (keys, roots, identity) => {
+            let errors = [keys.err(), roots.err(), identity.err()].into_iter().flatten();
+            Err(ConfigErrors(errors.flat_map(|errors| errors.0).collect()))
         }
     }
 }

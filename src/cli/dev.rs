@@ -37,7 +37,7 @@ pub struct Args {
     #[arg(long, value_name = "FILE")]
     pub ca_file: Option<PathBuf>,
     /// Write "ready" to this file descriptor and close it once everything listens
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(RawFd).range(3..))]
     pub ready_fd: Option<RawFd>,
 }
 
@@ -46,8 +46,8 @@ pub struct Args {
 /// # Errors
 /// Something could not be started; the error says what.
 pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    let ready = process::take_ready_fd(args.ready_fd)?;
     let _logs = process::start_logs()?;
-    let ready_fd = process::ready_fd(args.ready_fd)?;
     threads::raise_open_files();
     let config = configuration(args);
     let roots = config.egress.roots()?;
@@ -60,12 +60,12 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     // The echo target outlives the sessions that end on Ctrl-C.
     let mut target = threads.apart();
     let echo = echo::start(listen::free_or_any(loopback(ECHO_PORT)), &driver, &mut target)?;
-    let gateway = Gateway::start(config, keys, roots, &driver, &mut threads)?;
+    let gateway = Gateway::start(config, keys, roots, None, &driver, &mut threads)?;
     let public = gateway.addresses[0];
     process::announce(public, "public");
     process::announce(echo, "echo");
     supervise(&threads, &gateway, || {
-        process::tell_ready(ready_fd)?;
+        process::tell_ready(ready)?;
         // Somebody who only wants the server may have closed standard output.
         let _ = io::stdout().write_all(introduction(public, echo, &secret).as_bytes());
         Ok(())

@@ -26,7 +26,7 @@ pub struct Args {
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8081")]
     pub listen: SocketAddr,
     /// Write "ready" to this file descriptor and close it once it listens
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(RawFd).range(3..))]
     pub ready_fd: Option<RawFd>,
 }
 
@@ -35,15 +35,15 @@ pub struct Args {
 /// # Errors
 /// Something could not be started; the error says what.
 pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    let ready = process::take_ready_fd(args.ready_fd)?;
     let _logs = process::start_logs()?;
-    let ready_fd = process::ready_fd(args.ready_fd)?;
     threads::raise_open_files();
     let driver = Driver::choose(Wanted::Auto)?;
     driver.log();
     let mut threads = Threads::with_signals()?;
     let address = echo::start(args.listen, &driver, &mut threads)?;
     process::announce(address, "echo");
-    supervise(&threads, &Echo(address), || Ok(process::tell_ready(ready_fd)?))
+    supervise(&threads, &Echo(address), || Ok(process::tell_ready(ready)?))
 }
 
 struct Echo(SocketAddr);

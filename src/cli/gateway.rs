@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{
     config::{ConfigError, GatewayConfig, keys},
-    gateway::Gateway,
+    gateway::{Gateway, tls::Acceptor},
     protocol::drain::Drain,
     runtime::{
         driver::Driver,
@@ -23,7 +23,7 @@ pub struct Args {
     #[arg(short, long, value_name = "FILE")]
     pub config: PathBuf,
     /// Write "ready" to this file descriptor and close it once every listener listens
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(RawFd).range(3..))]
     pub ready_fd: Option<RawFd>,
 }
 
@@ -32,25 +32,30 @@ pub struct Args {
 /// # Errors
 /// The files are not usable, or something could not be started; the error says what.
 pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    let ready = process::take_ready_fd(args.ready_fd)?;
     let _logs = process::start_logs()?;
-    let ready_fd = process::ready_fd(args.ready_fd)?;
     let config = GatewayConfig::load(&args.config)?;
     let keys = keys::load(&config.keys.file)?;
     let roots = config.egress.roots()?;
+    let tls = config.listen.tls.as_ref().map(Acceptor::load).transpose()?;
     threads::raise_open_files();
     let driver = Driver::choose(config.runtime.driver).context("runtime.driver")?;
     driver.log();
     let mut threads = Threads::with_signals_and_reload()?;
-    let gateway = Gateway::start(config, keys, roots, &driver, &mut threads)?;
+    let gateway = Gateway::start(config, keys, roots, tls, &driver, &mut threads)?;
     for address in &gateway.addresses {
         process::announce(*address, "public");
     }
-    supervise(&threads, &gateway, || Ok(process::tell_ready(ready_fd)?))
+    for address in &gateway.tls_addresses {
+        process::announce(*address, "public, tls");
+    }
+    supervise(&threads, &gateway, || Ok(process::tell_ready(ready)?))
 }
 
 impl Service for Gateway {
     fn describe(&self) -> String {
-        let addresses: Vec<String> = self.addresses.iter().map(ToString::to_string).collect();
+        let addresses = self.addresses.iter().chain(&self.tls_addresses);
+        let addresses: Vec<String> = addresses.map(ToString::to_string).collect();
         format!("listening on {}", addresses.join(", "))
     }
 

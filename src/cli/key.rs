@@ -6,9 +6,11 @@ use std::{
     os::unix::fs::{OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
     process::ExitCode,
+    str::FromStr,
     time::SystemTime,
 };
 
+use anyhow::Context;
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use sha2::{Digest, Sha256};
 
@@ -38,13 +40,13 @@ struct NewArgs {
     #[arg(long, value_name = "NAME", value_parser = names::key_id)]
     id: String,
     /// Sessions a second that it may open, also a fraction [default: 10]
-    #[arg(long, value_name = "N", value_parser = rate)]
+    #[arg(long, value_name = "N", value_parser = rate, allow_negative_numbers = true)]
     rate: Option<f64>,
     /// Sessions that it may open at once after a pause [default: the rate, rounded up]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "N", value_parser = count::<u32>, allow_negative_numbers = true)]
     burst: Option<u32>,
     /// Sessions that it may have at a time [default: no bound of its own]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, value_name = "N", value_parser = count::<u64>, allow_negative_numbers = true)]
     max_sessions: Option<u64>,
     /// When it ends, like 2027-01-01T00:00:00Z [default: never]
     #[arg(long, value_name = "TIME", value_parser = expires)]
@@ -56,6 +58,11 @@ struct NewArgs {
 
 fn rate(text: &str) -> Result<f64, String> {
     keys::rate(text.parse().unwrap_or(f64::NAN))
+}
+
+fn count<T: FromStr + PartialOrd + From<u8>>(text: &str) -> Result<T, String> {
+    let number = text.parse().ok().filter(|number| *number >= T::from(1));
+    number.ok_or_else(|| "is a whole number, 1 or more".to_owned())
 }
 
 fn expires(text: &str) -> Result<String, String> {
@@ -73,21 +80,25 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let Command::New(args) = &args.command;
     let key = generate()?;
     let entry = block(args, &key);
-    let printed = match &args.file {
-        Some(file) => {
-            append(file, &args.id, &entry)?;
-            format!("{key}\n")
-        }
-        None => format!("{key}\n\n{entry}"),
-    };
-    // The entry is stored already, so a key that nobody got to see is a failure.
-    io::stdout().write_all(printed.as_bytes())?;
     let stored = match &args.file {
-        Some(file) => format!("its entry {:?} is in {}", args.id, file.display()),
-        None => "add the entry below it to your keys file".to_owned(),
+        Some(path) => {
+            let file = append(path, &args.id, &entry)?;
+            // A key that nobody got to see must not take its id.
+            print(&format!("{key}\n")).inspect_err(|_| file.take_back())?;
+            format!("its entry {:?} is in {}", args.id, path.display())
+        }
+        None => {
+            print(&format!("{key}\n\n{entry}"))?;
+            "add the entry below it to your keys file".to_owned()
+        }
     };
     let _ = writeln!(io::stderr(), "This is the only time the key is shown; {stored}.");
     Ok(ExitCode::SUCCESS)
+}
+
+fn print(text: &str) -> anyhow::Result<()> {
+    let mut out = io::stdout();
+    out.write_all(text.as_bytes()).and_then(|()| out.flush()).context("standard output")
 }
 
 /// A fresh key.
@@ -131,15 +142,29 @@ fn block(args: &NewArgs, key: &str) -> String {
     block
 }
 
+/// A file that an entry was appended to, still locked.
+struct Appended {
+    file: File,
+    before: u64,
+}
+
+impl Appended {
+    fn take_back(&self) {
+        let _ = self.file.set_len(self.before);
+    }
+}
+
 /// Appends an entry, if the file is valid and stays so. The lock keeps two of us from writing at a time.
-fn append(path: &Path, id: &str, entry: &str) -> anyhow::Result<()> {
+fn append(path: &Path, id: &str, entry: &str) -> anyhow::Result<Appended> {
     let failed = |error: io::Error| anyhow::anyhow!("{}: {error}", path.display());
     let mut file = OpenOptions::new().read(true).append(true).create(true).mode(MODE).open(path).map_err(failed)?;
     file.lock().map_err(failed)?;
     let added = addition(&mut file, path, id, entry)?;
+    let before = file.metadata().map_err(failed)?.len();
     file.set_permissions(Permissions::from_mode(MODE)).map_err(failed)?;
     // One write, so that a gateway that reloads meanwhile reads all of the entry or nothing of it.
-    file.write_all(added.as_bytes()).and_then(|()| file.sync_all()).map_err(failed)
+    file.write_all(added.as_bytes()).and_then(|()| file.sync_all()).map_err(failed)?;
+    Ok(Appended { file, before })
 }
 
 /// What to append to the file, checked.

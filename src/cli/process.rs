@@ -36,25 +36,27 @@ pub fn announce(address: SocketAddr, kind: &str) {
     let _ = writeln!(io::stderr(), "listening on {address} ({kind})");
 }
 
-/// The user's `--ready-fd`.
+/// Takes the descriptor that the user named for [`tell_ready`]. Must come first in the process: later it might be one
+/// that the process opened itself.
 ///
 /// # Errors
-/// It is one of the standard streams.
-pub fn ready_fd(fd: Option<RawFd>) -> Result<Option<RawFd>, UsageError> {
-    match fd {
-        Some(..=2) => Err(UsageError::new("--ready-fd: 0, 1 and 2 are the standard streams; name one from 3 on")),
-        fd => Ok(fd),
+/// It is not open, or one of the standard streams.
+pub fn take_ready_fd(fd: Option<RawFd>) -> Result<Option<File>, UsageError> {
+    let Some(fd) = fd else { return Ok(None) };
+    if fd <= 2 {
+        return Err(UsageError::new("--ready-fd: 0, 1 and 2 are the standard streams; name one from 3 on"));
     }
+    #[allow(unsafe_code)]
+    // SAFETY: the user hands this descriptor over, and nothing else in the process uses it, since nothing else runs.
+    let open = unsafe { (libc::fcntl(fd, libc::F_GETFD) != -1).then(|| File::from_raw_fd(fd)) };
+    open.map(Some).ok_or_else(|| UsageError(format!("--ready-fd {fd}: it is not open")))
 }
 
 /// Says that every listener listens, on the descriptor that the user named.
 ///
 /// # Errors
-/// The descriptor is not open for writing.
-pub fn tell_ready(fd: Option<RawFd>) -> io::Result<()> {
-    let Some(fd) = fd else { return Ok(()) };
-    #[allow(unsafe_code)]
-    // SAFETY: the user hands this descriptor over, and nothing else in the process uses it.
-    let mut ready = unsafe { File::from_raw_fd(fd) };
-    ready.write_all(b"ready\n").map_err(|error| io::Error::new(error.kind(), format!("--ready-fd {fd}: {error}")))
+/// It cannot be written to.
+pub fn tell_ready(ready: Option<File>) -> Result<(), UsageError> {
+    let Some(mut ready) = ready else { return Ok(()) };
+    ready.write_all(b"ready\n").map_err(|error| UsageError(format!("--ready-fd: {error}")))
 }

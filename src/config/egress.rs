@@ -8,6 +8,8 @@ use std::str::FromStr;
 
 use ipnet::{IpNet, Ipv4Net};
 
+const MAX_TEXT: usize = 1024;
+
 /// What a rule names. Which names a `Host` covers (subdomains in `deny`) is the egress policy's to say.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum EgressRule {
@@ -20,6 +22,10 @@ impl FromStr for EgressRule {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
+        // IDNA can make a long name short, but not as short as that; and errors repeat the text.
+        if text.len() > MAX_TEXT {
+            return Err("a rule is a host name or a network, and this is too long for one".to_owned());
+        }
         if let Ok(address) = text.parse::<IpAddr>() {
             return Ok(Self::Net(unmapped(address.into())));
         }
@@ -33,7 +39,7 @@ impl FromStr for EgressRule {
 }
 
 fn network(text: &str, address: &str) -> Result<EgressRule, String> {
-    let net: IpNet = text.parse().map_err(|_| format!("{text:?} has no prefix length, like \"10.0.0.0/8\""))?;
+    let net: IpNet = text.parse().map_err(|_| format!("{text:?} has no usable prefix length, like \"10.0.0.0/8\""))?;
     if net.addr() != net.network() {
         let trunc = net.trunc();
         return Err(format!(

@@ -3,11 +3,12 @@
 //! Owns [`GatewayConfig`], complete and checked: whoever holds one need not look at a value twice. What the contract
 //! has and this version has not is refused by name. Must never read the files that gateway.toml names; it only makes
 //! their paths count from the file's own folder.
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use ipnet::IpNet;
 use rustls_pki_types::CertificateDer;
 
 use super::egress::EgressRule;
@@ -60,8 +61,21 @@ pub enum Driver {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ListenConfig {
-    /// Plain listeners; at least one as long as there is no TLS. Each address once, port 0 excepted.
+    /// Plain listeners; at least one if there is no TLS. Each address once, port 0 excepted.
     pub addr: Vec<SocketAddr>,
+    pub tls: Option<TlsListenConfig>,
+    /// Every connection, plain or TLS, begins with a PROXY protocol header.
+    pub proxy_protocol: bool,
+    /// Who may send it; empty: everyone.
+    pub proxy_protocol_from: Vec<IpNet>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TlsListenConfig {
+    /// At least one; each once, and none that is a plain listener's, port 0 excepted.
+    pub addr: Vec<SocketAddr>,
+    pub cert: PathBuf,
+    pub key: PathBuf,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -142,7 +156,12 @@ impl EgressConfig {
 
 impl Default for ListenConfig {
     fn default() -> Self {
-        Self { addr: vec![SocketAddr::from((Ipv4Addr::LOCALHOST, 8080))] }
+        Self {
+            addr: vec![SocketAddr::from((Ipv4Addr::LOCALHOST, 8080))],
+            tls: None,
+            proxy_protocol: false,
+            proxy_protocol_from: Vec::new(),
+        }
     }
 }
 
@@ -175,7 +194,7 @@ fn read(root: &mut Section<'_, '_>, folder: &Path) -> Option<GatewayConfig> {
     let node_id = node_id.unwrap_or_default();
     let public_url = root.value("public_url", |value| public_url(value::string(value)?));
     let runtime = runtime(root.table("runtime", "[runtime]"));
-    let listen = listen(root.table("listen", "[listen]"));
+    let listen = listen(root.table("listen", "[listen]"), folder);
     let keys = keys(root.table("keys", "[keys]"), folder);
     let embedded_agent = embedded_agent(root.table("embedded_agent", "[embedded_agent]"), &node_id);
     let egress = egress(root.table("egress", "[egress]"), folder);
@@ -197,22 +216,70 @@ fn runtime(mut table: Section<'_, '_>) -> RuntimeConfig {
     RuntimeConfig { workers: usize::try_from(workers).unwrap_or(0), driver: driver.unwrap_or_default() }
 }
 
-fn listen(mut table: Section<'_, '_>) -> ListenConfig {
-    table.refuse("tls");
-    table.refuse_unless_false("proxy_protocol");
-    table.refuse_unless("proxy_protocol_from", |value| value.as_array().is_some_and(|items| items.is_empty()));
-    let Some(addr) = table.list("addr", "[\"127.0.0.1:8080\"]", value::socket_addr) else {
-        return ListenConfig::default();
-    };
-    if addr.is_empty() {
-        let no_listener = Wrong::from("names no address, so nothing would listen (TLS is not supported yet)");
-        table.error_about("addr", no_listener.hint("write addr = [\"127.0.0.1:8080\"]"));
-    }
-    let twice = addr.iter().enumerate().find(|(i, one)| one.port() != 0 && addr[..*i].contains(one));
-    if let Some((_, one)) = twice {
+fn listen(mut table: Section<'_, '_>, folder: &Path) -> ListenConfig {
+    let default = ListenConfig::default();
+    let addr = table.list("addr", "[\"127.0.0.1:8080\"]", value::socket_addr).unwrap_or(default.addr);
+    if let Some(one) = named_twice(&addr, &[]) {
         table.error_about("addr", format!("names {one} twice"));
     }
-    ListenConfig { addr }
+    let section = table.table("tls", "[listen.tls]");
+    let has_tls = section.is_present();
+    let tls = listen_tls(section, folder, &addr);
+    if addr.is_empty() && !has_tls {
+        let no_listener = Wrong::from("names no address, and there is no [listen.tls], so nothing would listen");
+        table.error_about("addr", no_listener.hint("write addr = [\"127.0.0.1:8080\"]"));
+    }
+    let proxy_protocol = table.value("proxy_protocol", value::boolean);
+    let from = table.list("proxy_protocol_from", "[\"10.0.0.0/8\"]", network).unwrap_or_default();
+    if !from.is_empty() && proxy_protocol != Some(true) {
+        let unused = Wrong::from("has no meaning without \"proxy_protocol\", and keeps nobody out");
+        table.error_about("proxy_protocol_from", unused.hint("write proxy_protocol = true, or leave it out"));
+    }
+    ListenConfig { addr, tls, proxy_protocol: proxy_protocol.unwrap_or(false), proxy_protocol_from: from }
+}
+
+fn listen_tls(mut table: Section<'_, '_>, folder: &Path, plain: &[SocketAddr]) -> Option<TlsListenConfig> {
+    table.required("addr", |_| Ok(()));
+    let addr = table.list("addr", "[\"0.0.0.0:443\"]", value::socket_addr);
+    if addr.as_ref().is_some_and(Vec::is_empty) {
+        let no_listener =
+            Wrong::from("names no address").hint("write addr = [\"0.0.0.0:443\"], or leave [listen.tls] out");
+        table.error_about("addr", no_listener);
+    }
+    if let Some(one) = named_twice(addr.as_deref().unwrap_or_default(), plain) {
+        let where_else = if plain.contains(&one) { ", which [listen] names too" } else { " twice" };
+        table.error_about("addr", format!("names {one}{where_else}"));
+    }
+    let mut file = |key, what: &str, example: &str| {
+        let file = table.required(key, |value| match value::string(value)? {
+            "" => {
+                Err(Wrong::from(format!("is the path of the {what}, and empty here")).hint(format!("write {example}")))
+            }
+            file => Ok(PathBuf::from(file)),
+        });
+        file.map(|file| folder.join(file))
+    };
+    let cert = file("cert", "certificate, a PEM file", "cert = \"cert.pem\"");
+    let key = file("key", "certificate's private key, a PEM file", "key = \"key.pem\"");
+    Some(TlsListenConfig { addr: addr?, cert: cert?, key: key? })
+}
+
+/// An address that stands in the list before, or in `others`. Port 0 is another one each time.
+fn named_twice(addresses: &[SocketAddr], others: &[SocketAddr]) -> Option<SocketAddr> {
+    let taken = |i: usize, one: &SocketAddr| addresses[..i].contains(one) || others.contains(one);
+    addresses.iter().enumerate().find(|(i, one)| one.port() != 0 && taken(*i, one)).map(|(_, one)| *one)
+}
+
+/// An address or a network, in the notation of the egress rules.
+fn network(value: &toml::de::DeValue<'_>) -> Result<IpNet, Wrong> {
+    let wrong = || Wrong::from(format!("a network is written \"10.0.0.0/8\", not {}", value::show(value)));
+    let text = value.as_str().ok_or_else(wrong)?;
+    let names_an_address = text.split('/').next().is_some_and(|address| address.parse::<IpAddr>().is_ok());
+    match names_an_address.then(|| text.parse::<EgressRule>()) {
+        Some(Ok(EgressRule::Net(net))) => Ok(net),
+        Some(Err(why)) => Err(why.into()),
+        _ => Err(wrong()),
+    }
 }
 
 fn keys(mut table: Section<'_, '_>, folder: &Path) -> KeysConfig {
@@ -259,8 +326,12 @@ fn limits(mut table: Section<'_, '_>) -> LimitsConfig {
 /// Not built: only `addr = ""`, which turns it off, may stand there.
 fn admin(root: &mut Section<'_, '_>) {
     let mut table = root.table("admin", "[admin]");
+    // Not asked for otherwise, so that an "addr" outside of its table is not told that it belongs here.
+    if !table.is_present() {
+        return;
+    }
     let off = table.value("addr", |value| Ok(value.as_str() == Some("")));
-    if table.is_present() && off != Some(true) {
+    if off != Some(true) {
         table.error(Wrong::from(reader::unsupported("[admin]")).hint("leave it out, or write addr = \"\""));
     }
 }
@@ -291,3 +362,7 @@ fn host_name() -> Option<String> {
 #[cfg(test)]
 #[path = "gateway_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "gateway_tls_tests.rs"]
+mod tls_tests;

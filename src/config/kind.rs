@@ -30,6 +30,8 @@ impl FileKind {
         }
         match () {
             () if root.contains_key("key") => Self::Keys,
+            // Misspelt: gateway.toml has a table of that name, not a list of tables.
+            () if root.get("keys").is_some_and(|keys| keys.get_ref().is_array()) => Self::Keys,
             () if root.contains_key("agent") => Self::Agents,
             // Several, as one of them alone may be a line that slipped above its table.
             () if AGENT_KEYS.iter().filter(|key| root.contains_key(**key)).count() >= 2 => Self::Agent,
@@ -57,6 +59,7 @@ mod tests {
         for (text, kind) in [
             ("[[key]]\nid = 'a'", FileKind::Keys),
             ("[key]\nid = 'a'", FileKind::Keys),
+            ("[[keys]]\nid = 'a'", FileKind::Keys),
             ("[[agent]]\nslug = 'a'", FileKind::Agents),
             ("slug = 'a'\ncountry = 'DE'", FileKind::Agent),
             ("gateways = []\ntoken_file = 'x'\n[limits]", FileKind::Agent),

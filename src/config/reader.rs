@@ -10,12 +10,10 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue, Error as SyntaxError};
 
 use super::error::{ConfigError, ConfigErrors, Wrong};
-use super::value::{boolean, show};
+use super::value::{MAX_SHOWN, show};
 
 /// Below this similarity (0 to 1, Jaro-Winkler) a suggestion confuses more than it helps.
 const SIMILAR: f64 = 0.79;
-/// Longer names are not repeated in errors: no key of ours is as long, but a secret in the wrong place is.
-const MAX_SHOWN_NAME: usize = 32;
 /// Behind the first few syntax errors the parser has lost the thread.
 const MAX_SYNTAX_ERRORS: usize = 3;
 /// Nobody reads more at once, and finding a line costs a walk through the file.
@@ -27,8 +25,10 @@ pub(super) fn read<T>(
     path: &Path,
     read: impl FnOnce(&mut Section<'_, '_>) -> Option<T>,
 ) -> Result<T, ConfigErrors> {
-    let (root, syntax) = DeTable::parse_recoverable(text);
+    let (root, mut syntax) = DeTable::parse_recoverable(text);
     if !syntax.is_empty() {
+        // A key is looked at after what follows it.
+        syntax.sort_by_key(|error| error.span().map(|span| span.start));
         return Err(ConfigErrors(
             syntax.iter().take(MAX_SYNTAX_ERRORS).map(|error| syntax_error(error, text, path)).collect(),
         ));
@@ -168,14 +168,6 @@ impl<'t> Section<'_, 't> {
         }
     }
 
-    /// As [`Self::refuse_unless`] for a switch that must be off.
-    pub fn refuse_unless_false(&mut self, key: &'static str) {
-        match self.get(key, false).map(|(_, value)| boolean(value.get_ref())) {
-            Some(Err(_)) => _ = self.value(key, boolean),
-            _ => self.refuse_unless(key, |value| value.as_bool() == Some(false)),
-        }
-    }
-
     /// Notes an error about the table as a whole.
     pub fn error(&mut self, wrong: impl Into<Wrong>) {
         self.error_at(self.offset, wrong.into());
@@ -277,10 +269,16 @@ impl<'t> File<'t> {
             .filter(|(_, (similarity, _))| *similarity > SIMILAR)
             .max_by(|(_, (a, a_here)), (_, (b, b_here))| (a + a_here).total_cmp(&(b + b_here)))?;
         Some(match (is_table, best.table == label) {
-            (true, _) => format!("did you mean [{}]?", best.key),
+            (true, _) => format!("did you mean {}?", self.heading(best.key)),
             (false, true) => format!("did you mean {:?}?", best.key),
             (false, false) => format!("did you mean {:?}, which belongs {}?", best.key, home(best.table)),
         })
+    }
+
+    /// How a table is opened: the keys of a list of tables are known by `[[key]]`.
+    fn heading(&self, key: &str) -> String {
+        let in_list = format!("[[{key}]]");
+        if self.known.iter().any(|known| known.table == in_list) { in_list } else { format!("[{key}]") }
     }
 
     fn into_errors(mut self) -> ConfigErrors {
@@ -304,11 +302,11 @@ fn home(label: &str) -> String {
 }
 
 fn quoted(key: &str) -> String {
-    if key.len() > MAX_SHOWN_NAME { "(a long name, not shown)".to_owned() } else { format!("{key:?}") }
+    if key.len() > MAX_SHOWN { "(a long name, not shown)".to_owned() } else { format!("{key:?}") }
 }
 
 fn bracketed(key: &str) -> String {
-    if key.len() > MAX_SHOWN_NAME { "(a long name, not shown)".to_owned() } else { format!("[{}]", key.escape_debug()) }
+    if key.len() > MAX_SHOWN { "(a long name, not shown)".to_owned() } else { format!("[{}]", key.escape_debug()) }
 }
 
 fn syntax_error(error: &SyntaxError, text: &str, path: &Path) -> ConfigError {
@@ -325,4 +323,140 @@ fn position(text: &str, offset: usize) -> (usize, usize) {
     let line_start = before.iter().rposition(|&byte| byte == b'\n').map_or(0, |at| at + 1);
     let line = 1 + before.iter().filter(|&&byte| byte == b'\n').count();
     (line, 1 + String::from_utf8_lossy(&before[line_start..]).chars().count())
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::super::value::{string, whole};
+    use super::*;
+
+    const FILE: &str = "x.toml";
+
+    /// The number, the names, and the lines of the items.
+    type Walked = (Option<u64>, Vec<String>, Vec<usize>);
+
+    /// A file with a key, a list, a table in a table, a list of tables, and one of what is not built.
+    fn walk(text: &str) -> Result<Walked, ConfigErrors> {
+        read(text, Path::new(FILE), |root| {
+            let number = root.value("number", whole(1..=9));
+            let names = root.list("names", "[\"a\"]", |value| string(value).map(str::to_owned));
+            let mut outer = root.table("outer", "[outer]");
+            outer.refuse("later");
+            outer.table("inner", "[outer.inner]").required("must", |value| string(value).map(str::to_owned));
+            let mut lines = Vec::new();
+            root.each_table("item", "[[item]]", |item| {
+                if item.is_present() {
+                    lines.push(item.line_of(item.offset()));
+                }
+                item.value("size", whole(1..=9));
+            });
+            Some((number, names.unwrap_or_default(), lines))
+        })
+    }
+
+    fn errors(text: &str) -> String {
+        walk(text).expect_err(text).to_string()
+    }
+
+    #[test]
+    fn what_is_there_is_read() {
+        let text = "number = 3\nnames = ['a', 'b']\n[[item]]\n[[item]]\nsize = 1\n[outer.inner]\nmust = 'x'\n";
+        let names = vec!["a".to_owned(), "b".to_owned()];
+        assert_eq!(walk(text), Ok((Some(3), names, vec![3, 4])));
+        assert_eq!(walk(""), Ok((None, vec![], vec![])));
+        // However the tables are written.
+        assert_eq!(walk("outer = { inner = { must = 'x' } }\nitem = [\n{},\n{}]").unwrap().2, [3, 4]);
+        assert_eq!(walk("outer.inner.must = 'x'\n'number' = 3").unwrap().0, Some(3));
+    }
+
+    #[test]
+    fn every_error_has_its_line() {
+        let text =
+            "# é\nnumber = 0\nnames = [\n  1,\n  'a',\n  2]\n[outer.inner]\n[outer]\nlater = 1\n[[item]]\nsize = 0";
+        let expected = [
+            "x.toml:2: \"number\" is a whole number from 1 to 9, not 0",
+            "x.toml:4: \"names\" is a text in quotes, not 1",
+            "x.toml:6: \"names\" is a text in quotes, not 2",
+            "x.toml:7: [outer.inner] needs \"must\"",
+            "x.toml:9: \"later\" in [outer] is not supported by this version yet; leave it out",
+            "x.toml:11: \"size\" in [[item]] is a whole number from 1 to 9, not 0",
+        ];
+        assert_eq!(errors(text).lines().collect::<Vec<_>>(), expected);
+        assert_eq!(
+            errors("[outer.later]"),
+            "x.toml:1: [outer.later] is not supported by this version yet; leave it out"
+        );
+    }
+
+    #[test]
+    fn what_was_not_asked_for_is_unknown() {
+        for (text, message) in [
+            ("numbr = 1", "1: unknown key \"numbr\"; did you mean \"number\"?"),
+            ("zzz = 1", "1: unknown key \"zzz\""),
+            ("size = 1", "1: unknown key \"size\"; it belongs to [[item]]"),
+            (
+                "[outer]\nnumber = 1",
+                "2: unknown key \"number\" in [outer]; it belongs to the top of the file, above the first [table]",
+            ),
+            ("[outr]", "1: unknown table [outr]; did you mean [outer]?"),
+            ("[[items]]", "1: unknown table [items]; did you mean [[item]]?"),
+            ("[items]", "1: unknown table [items]; did you mean [[item]]?"),
+            // A key is not suggested for a table, nor a table for a key.
+            ("[numbr]", "1: unknown table [numbr]"),
+            ("outr = 1", "1: unknown key \"outr\""),
+            ("\"a]\\n[b\" = {}", "1: unknown table [a]\\n[b]"),
+        ] {
+            assert_eq!(errors(text), format!("x.toml:{message}"), "{text}");
+        }
+        // As long as a name of ours could be, and longer.
+        let name = "z".repeat(MAX_SHOWN);
+        assert_eq!(errors(&format!("{name} = 1")), format!("x.toml:1: unknown key \"{name}\""));
+        assert_eq!(errors(&format!("{name}z = 1")), "x.toml:1: unknown key (a long name, not shown)");
+        assert_eq!(errors(&format!("[{name}z]")), "x.toml:1: unknown table (a long name, not shown)");
+    }
+
+    #[test]
+    fn broken_toml_is_told_by_line_and_column_only() {
+        for (text, place) in
+            [("number 3", "1:8"), ("\nnumber = \"3", "2:12"), ("number = 1\nnumber = 2", "2:1"), ("é é", "1:1")]
+        {
+            let shown = errors(text);
+            assert!(shown.starts_with(&format!("x.toml:{place}: this is not TOML: ")), "{text}: {shown}");
+        }
+        let many = "a b\n".repeat(50);
+        assert_eq!(walk(&many).unwrap_err().0.len(), MAX_SYNTAX_ERRORS);
+    }
+
+    #[test]
+    fn there_are_no_more_errors_than_somebody_reads() {
+        let many: String = (0..2 * MAX_ERRORS).map(|n| format!("zzz{n} = 1\n")).collect();
+        let errors = walk(&many).unwrap_err().0;
+        assert_eq!(errors.len(), MAX_ERRORS);
+        assert_eq!(errors.last().unwrap().line, Some(MAX_ERRORS));
+    }
+
+    #[test]
+    fn a_reader_without_a_word_is_still_an_error() {
+        let result: Result<(), _> = read("", Path::new(FILE), |_| None);
+        assert_eq!(result.unwrap_err().to_string(), "x.toml:1: the file could not be understood");
+    }
+
+    #[test]
+    fn positions_count_from_one_and_in_characters() {
+        let text = "äb\r\ncd\n";
+        for (offset, place) in [(0, (1, 1)), (2, (1, 2)), (5, (2, 1)), (6, (2, 2)), (8, (3, 1)), (99, (3, 1))] {
+            assert_eq!(position(text, offset), place, "{offset}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn never_panics(text in "([a-z\\[\\]{}=.,'\"\n# é]|number|names|outer|item|size|later){0,40}") {
+            if let Err(errors) = walk(&text) {
+                prop_assert!(!errors.0.is_empty());
+            }
+        }
+    }
 }

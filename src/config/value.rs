@@ -2,7 +2,7 @@
 //!
 //! Owns the words for a value of the wrong type or out of range. The functions take the value only: which key it
 //! stands under, and in which line, is the reader's to say. `show` repeats a value in an error, so it must not be used
-//! for a value that can be a secret.
+//! where a secret is expected; of one that slipped into the wrong line it repeats nothing.
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::time::Duration;
@@ -11,6 +11,10 @@ use toml::de::DeValue;
 
 use super::error::Wrong;
 use super::units;
+
+/// Longer names and texts are not repeated in errors: what we expect is hardly ever as long, but a secret in the wrong
+/// place is.
+pub(super) const MAX_SHOWN: usize = 30;
 
 pub(super) fn string<'v>(value: &'v DeValue<'_>) -> Result<&'v str, Wrong> {
     value.as_str().ok_or_else(|| format!("is a text in quotes, not {}", show(value)).into())
@@ -47,9 +51,11 @@ pub(super) fn number(value: &DeValue<'_>) -> Option<f64> {
 /// A duration within `range`.
 pub(super) fn duration(range: RangeInclusive<Duration>) -> impl Fn(&DeValue<'_>) -> Result<Duration, Wrong> {
     move |value| {
+        let wrong = || Wrong::from(format!("a duration is written \"10s\", not {}", show(value)));
         let duration = match value {
-            DeValue::String(text) => units::duration(text)?,
-            other => return Err(format!("a duration is written \"10s\", not {}", show(other)).into()),
+            DeValue::String(text) if is_shown(text) => units::duration(text)?,
+            DeValue::String(text) => units::duration(text).map_err(|_| wrong())?,
+            _ => return Err(wrong()),
         };
         if range.contains(&duration) {
             return Ok(duration);
@@ -65,10 +71,10 @@ pub(super) fn socket_addr(value: &DeValue<'_>) -> Result<SocketAddr, Wrong> {
     let Ok(text) = string(value) else {
         return Err(wrong().hint("write \"127.0.0.1:8080\" or \"[::]:8080\""));
     };
-    text.parse().map_err(|_| match text.rsplit_once(':') {
-        Some(("", port)) | Some(("*", port)) => {
-            wrong().hint(format!("for every IPv4 address write \"0.0.0.0:{port}\""))
-        }
+    // A hint that repeats what is no port would be refused in its turn.
+    let port = |port: &str| port.parse::<u16>().ok();
+    text.parse().map_err(|_| match text.rsplit_once(':').and_then(|(host, text)| Some((host, port(text)?))) {
+        Some(("" | "*", port)) => wrong().hint(format!("for every IPv4 address write \"0.0.0.0:{port}\"")),
         Some(("localhost", port)) => wrong().hint(format!("write \"127.0.0.1:{port}\"")),
         _ => wrong().hint("write \"127.0.0.1:8080\" or \"[::]:8080\""),
     })
@@ -76,14 +82,11 @@ pub(super) fn socket_addr(value: &DeValue<'_>) -> Result<SocketAddr, Wrong> {
 
 /// The value as an error repeats it: short, on one line, control characters escaped.
 pub(super) fn show(value: &DeValue<'_>) -> String {
-    const LONGEST: usize = 60;
     match value {
-        DeValue::String(text) if text.chars().count() > LONGEST => {
-            format!("{:?}…", text.chars().take(LONGEST).collect::<String>())
-        }
-        DeValue::String(text) => format!("{text:?}"),
-        DeValue::Integer(number) => number.to_string().chars().take(LONGEST).collect(),
-        DeValue::Float(number) => number.to_string().chars().take(LONGEST).collect(),
+        DeValue::String(text) if is_shown(text) => format!("{text:?}"),
+        DeValue::String(_) => "a text that is not shown here".to_owned(),
+        DeValue::Integer(number) => number.to_string().chars().take(MAX_SHOWN).collect(),
+        DeValue::Float(number) => number.to_string().chars().take(MAX_SHOWN).collect(),
         DeValue::Boolean(yes) => yes.to_string(),
         DeValue::Datetime(moment) => moment.to_string(),
         DeValue::Array(_) => "a list".to_owned(),
@@ -91,7 +94,101 @@ pub(super) fn show(value: &DeValue<'_>) -> String {
     }
 }
 
+/// Whether an error may repeat a text: it is short, and no URL, which can carry a password.
+fn is_shown(text: &str) -> bool {
+    text.chars().count() <= MAX_SHOWN && !text.contains('@') && !text.contains("://")
+}
+
 fn integer(value: &DeValue<'_>) -> Option<u64> {
     let number = value.as_integer()?;
     u64::from_str_radix(number.as_str(), number.radix()).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A value as it stands in a file.
+    fn parsed(text: &str) -> DeValue<'_> {
+        DeValue::parse(text).unwrap_or_else(|error| panic!("{text}: {error}")).into_inner()
+    }
+
+    #[test]
+    fn whole_numbers() {
+        let read = |text, range| whole(range)(&parsed(text));
+        for (text, number) in [("7", 7), ("+7", 7), ("1_000", 1000), ("0x1F", 31), ("0o17", 15), ("0b11", 3)] {
+            assert_eq!(read(text, 1..=1000), Ok(number), "{text}");
+        }
+        assert_eq!(read("18446744073709551615", 0..=u64::MAX), Ok(u64::MAX));
+        for text in ["0", "1001", "-7", "7.0", "'7'", "true", "[7]", "{}", "18446744073709551616"] {
+            let error = read(text, 1..=1000).unwrap_err().message;
+            assert!(error.starts_with("is a whole number from 1 to 1000, not "), "{text}: {error}");
+        }
+        assert_eq!(read("0", 1..=u64::MAX).unwrap_err().message, "is a whole number of at least 1, not 0");
+    }
+
+    #[test]
+    fn numbers() {
+        for (text, expected) in [
+            ("7", Some(7.0)),
+            ("-1_0.5", Some(-10.5)),
+            ("5e-1", Some(0.5)),
+            ("0x10", Some(16.0)),
+            ("inf", None),
+            ("-nan", None),
+            ("1e999", None),
+            ("'1'", None),
+            ("true", None),
+        ] {
+            assert_eq!(number(&parsed(text)), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn socket_addresses() {
+        for text in ["127.0.0.1:0", "[::]:8080", "[fe80::1%2]:80"] {
+            assert_eq!(socket_addr(&parsed(&format!("'{text}'"))).unwrap(), text.parse().unwrap(), "{text}");
+        }
+        for text in
+            ["127.0.0.1", "::1", "[::1]", "127.0.0.1:", "127.0.0.1:65536", "localhost:80", ":80", " 127.0.0.1:80"]
+        {
+            assert!(socket_addr(&parsed(&format!("'{text}'"))).unwrap_err().hint.is_some(), "{text}");
+        }
+    }
+
+    #[test]
+    fn durations_are_within_their_range() {
+        let second = Duration::from_secs(1);
+        let read = |text| duration(second..=second * 60)(&parsed(text));
+        assert_eq!((read("'1s'"), read("'1m'")), (Ok(second), Ok(second * 60)));
+        let wanted = "is a duration from \"1s\" to \"1m\", not ";
+        assert_eq!(read("'999ms'").unwrap_err().message, format!("{wanted}\"999ms\""));
+        assert_eq!(read("'61s'").unwrap_err().message, format!("{wanted}\"61s\""));
+        assert_eq!(read("1").unwrap_err().message, "a duration is written \"10s\", not 1");
+    }
+
+    #[test]
+    fn a_value_is_shown_short_and_on_one_line() {
+        let hidden = "a text that is not shown here";
+        let longest = format!("'{}'", "é".repeat(MAX_SHOWN));
+        let too_long = format!("'{}'", "x".repeat(MAX_SHOWN + 1));
+        let digits = "1".repeat(MAX_SHOWN * 2);
+        for (text, shown) in [
+            ("'a'", "\"a\""),
+            (r#""a\nb\u001B""#, r#""a\nb\u{1b}""#),
+            (longest.as_str(), longest.replace('\'', "\"").as_str()),
+            (too_long.as_str(), hidden),
+            ("'redis://:hunter2@host'", hidden),
+            ("'me:hunter2@host'", hidden),
+            ("0x10", "0x10"),
+            (digits.as_str(), &digits[..MAX_SHOWN]),
+            ("-1.50", "-1.50"),
+            ("false", "false"),
+            ("2027-01-01 00:00:00Z", "2027-01-01T00:00:00Z"),
+            ("['hunter2']", "a list"),
+            ("{ a = 'hunter2' }", "a table"),
+        ] {
+            assert_eq!(show(&parsed(text)), shown, "{text}");
+        }
+    }
 }

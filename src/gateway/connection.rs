@@ -8,6 +8,7 @@ use std::{
 use monoio::net::TcpStream;
 
 use super::{
+    arrival,
     http::{HeadReader, Response},
     routes::{self, Route},
     session,
@@ -34,7 +35,10 @@ pub(super) struct Client {
     pub socket: Rc<Socket>,
     /// What was received and not used yet.
     pub input: Vec<u8>,
+    /// Its address; behind a proxy that speaks the PROXY protocol what that says.
     pub peer: SocketAddr,
+    /// Whether it came to a TLS listener.
+    pub secure: bool,
     /// Set when the gateway begins to drain.
     pub draining: Rc<Signal>,
 }
@@ -60,21 +64,33 @@ pub(super) enum Expected {
     End,
 }
 
-pub(super) async fn run(worker: Rc<Worker>, tcp: TcpStream, peer: SocketAddr, draining: Rc<Signal>, pending: Counted) {
-    let mut client = Client { socket: Rc::new(Socket::plain(tcp)), input: Vec::new(), peer, draining };
-    if let Some((accept, api_key)) = requests(&worker, &mut client).await {
+pub(super) async fn run(
+    worker: Rc<Worker>,
+    tcp: TcpStream,
+    peer: SocketAddr,
+    secure: bool,
+    draining: Rc<Signal>,
+    pending: Counted,
+) {
+    // For all that comes in front of the answer to the first request.
+    let deadline = Instant::now() + worker.shared.limits.header_timeout;
+    let client = Client { socket: Rc::new(Socket::plain(tcp)), input: Vec::new(), peer, secure, draining };
+    let Some(mut client) = arrival::arrive(&worker, client, deadline).await else { return };
+    if let Some((accept, api_key)) = requests(&worker, &mut client, deadline).await {
         session::set_up(&worker, client, &accept, api_key, pending).await;
+    } else if client.secure {
+        // Said before the end of TCP, close_notify tells that nothing was cut off.
+        deadline::within(&client.socket, PATIENCE, client.socket.end_write()).await;
     }
 }
 
 /// Answers requests until one opens a WebSocket.
-async fn requests(worker: &Worker, client: &mut Client) -> Option<(String, Option<String>)> {
+async fn requests(worker: &Worker, client: &mut Client, mut deadline: Instant) -> Option<(String, Option<String>)> {
     loop {
-        let mut deadline = Instant::now() + worker.shared.limits.header_timeout;
         let mut reader = HeadReader::default();
         let (answer, keep_alive) = loop {
             match reader.next(&mut client.input) {
-                Ok(Some(request)) => match routes::route(&worker.shared, &request) {
+                Ok(Some(request)) => match routes::route(&worker.shared, &request, client.secure) {
                     Route::WebSocket { accept, api_key } => return Some((accept, api_key)),
                     Route::Answer(answer) => {
                         break (answer.to(&request), request.keep_alive && !worker.draining());
@@ -96,17 +112,16 @@ async fn requests(worker: &Worker, client: &mut Client) -> Option<(String, Optio
             client.farewell(Expected::End).await;
             return None;
         }
+        deadline = Instant::now() + worker.shared.limits.header_timeout;
     }
 }
 
 impl Client {
     /// Waits for more input.
     pub async fn fill(&mut self, deadline: Instant) -> Filled {
-        let readable = self.draining.or(deadline::until(deadline, self.socket.readable()));
-        match readable.await {
-            None => return Filled::Draining,
-            Some(None) => return Filled::Late,
-            Some(Some(_)) => {}
+        match self.readable(deadline).await {
+            Filled::More => {}
+            other => return other,
         }
         let (received, buffer) = self.socket.recv(Buffer::take(), 0).await;
         match received {
@@ -116,6 +131,15 @@ impl Client {
             }
             Ok(Received::Nothing) => Filled::More,
             Ok(Received::End) | Err(_) => Filled::Ended,
+        }
+    }
+
+    /// Waits until there is something to receive; whatever that is, the receive tells.
+    pub async fn readable(&self, deadline: Instant) -> Filled {
+        match self.draining.or(deadline::until(deadline, self.socket.readable())).await {
+            None => Filled::Draining,
+            Some(None) => Filled::Late,
+            Some(Some(_)) => Filled::More,
         }
     }
 

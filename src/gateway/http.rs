@@ -3,7 +3,7 @@
 //! Written over httparse, since `/ws` needs header names and their order as they came, and the bytes behind the head.
 use std::time::SystemTime;
 
-use serde_json::json;
+use serde::Serialize;
 
 use crate::protocol::opening;
 
@@ -22,6 +22,8 @@ pub struct Request {
     headers: Vec<(String, Vec<u8>)>,
     /// The connection may carry another request behind the answer to this one.
     pub keep_alive: bool,
+    /// Bytes follow that are the request's body, and no frames.
+    pub has_body: bool,
     http_1_0: bool,
 }
 
@@ -80,15 +82,8 @@ impl HeadReader {
     }
 
     fn find_end(&mut self, input: &[u8]) -> Option<usize> {
-        // The terminator may straddle two reads.
-        let from = self.searched.saturating_sub(3);
-        self.searched = input.len();
-        let line_ends = input[from..].iter().enumerate().filter(|(_, byte)| **byte == b'\n');
-        line_ends.map(|(at, _)| from + at).find_map(|at| match &input[at + 1..] {
-            [b'\n', ..] => Some(at + 2),
-            [b'\r', b'\n', ..] => Some(at + 3),
-            _ => None,
-        })
+        let from = std::mem::replace(&mut self.searched, input.len());
+        opening::head_end(input, from)
     }
 }
 
@@ -106,10 +101,7 @@ fn parse(head: &[u8]) -> Result<Option<Request>, BadRequest> {
         Err(httparse::Error::TooManyHeaders) => return Err(BadRequest::HeadTooLarge),
         Err(_) => return Err(BadRequest::Broken("not an HTTP/1.1 request")),
     }
-    let target = parsed.path.unwrap_or_default();
-    if !target.starts_with('/') {
-        return Err(BadRequest::Broken("the request target must be a path"));
-    }
+    let target = origin_form(parsed.path.unwrap_or_default());
     let (path, query) = match target.split_once('?') {
         Some((path, query)) => (path, Some(query)),
         None => (target, None),
@@ -121,13 +113,15 @@ fn parse(head: &[u8]) -> Result<Option<Request>, BadRequest> {
         query: query.map(str::to_owned),
         headers: headers.collect(),
         keep_alive: false,
+        has_body: false,
         http_1_0: parsed.version == Some(0),
     };
-    match request.all("host").count() {
-        1 => {}
-        0 if request.http_1_0 => {}
-        // RFC 9112 section 3.2.
-        0 => return Err(BadRequest::Broken("the Host header is missing")),
+    // RFC 9112 section 3.2.
+    match request.all("host").collect::<Vec<_>>()[..] {
+        [host] if is_host(host) => {}
+        [] if request.http_1_0 => {}
+        [] => return Err(BadRequest::Broken("the Host header is missing")),
+        [_] => return Err(BadRequest::Broken("the Host header is not a host")),
         _ => return Err(BadRequest::Broken("more than one Host header")),
     }
     let chunked = request.has("transfer-encoding");
@@ -141,9 +135,28 @@ fn parse(head: &[u8]) -> Result<Option<Request>, BadRequest> {
         }
         _ => return Err(BadRequest::Broken("Content-Length is not a number")),
     };
+    request.has_body = has_body;
     // Nothing here takes a body: what would be one is not read, so the connection cannot go on behind it.
     request.keep_alive = !request.http_1_0 && !request.lists("connection", "close") && !has_body;
     Ok(Some(request))
+}
+
+/// RFC 9112 section 3.2.2: a server takes `http://host/path` too. Every other target is its own path, which nothing is
+/// found at.
+fn origin_form(target: &str) -> &str {
+    let absolute = ["http://", "https://"].iter().find_map(|scheme| {
+        let given = target.get(..scheme.len())?;
+        given.eq_ignore_ascii_case(scheme).then(|| &target[scheme.len()..])
+    });
+    match absolute {
+        Some(rest) => rest.find(['/', '?']).map_or("/", |path| &rest[path..]),
+        None => target,
+    }
+}
+
+/// RFC 3986 section 3.2: what a host with its port is made of. An empty one is legal.
+fn is_host(host: &[u8]) -> bool {
+    host.iter().all(|byte| byte.is_ascii_alphanumeric() || b"-._~%!$&'()*+,;=:[]".contains(byte))
 }
 
 impl Request {
@@ -169,6 +182,11 @@ impl Request {
         self.lists("upgrade", "websocket") && self.lists("connection", "upgrade") && !self.http_1_0
     }
 
+    /// Whether Sec-WebSocket-Version is there once and says 13.
+    pub fn is_version_13(&self) -> bool {
+        self.all("sec-websocket-version").collect::<Vec<_>>() == [b"13"]
+    }
+
     /// The value of Sec-WebSocket-Accept for this request's key.
     ///
     /// # Errors
@@ -185,6 +203,14 @@ impl Request {
     fn all<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a [u8]> {
         self.headers.iter().filter(move |(header, _)| header.eq_ignore_ascii_case(name)).map(|(_, value)| &value[..])
     }
+}
+
+/// The body of every error, in the order in which errors are written everywhere.
+#[derive(Serialize)]
+struct Error<'a> {
+    r#type: &'static str,
+    message: &'a str,
+    code: &'a str,
 }
 
 /// An answer with a JSON body.
@@ -204,7 +230,8 @@ impl Response {
 
     /// An error, in the shape that all errors of the gateway have.
     pub fn error(status: u16, code: &str, message: &str) -> Self {
-        Self::json(status, json!({"type": "error", "message": message, "code": code}).to_string())
+        let error = Error { r#type: "error", message, code };
+        Self::json(status, serde_json::to_string(&error).unwrap_or_default())
     }
 
     pub fn with(mut self, name: &'static str, value: impl Into<String>) -> Self {
@@ -281,7 +308,6 @@ const fn reason(status: u16) -> &'static str {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
     use proptest::prelude::*;
 
     use super::*;
@@ -309,6 +335,21 @@ mod tests {
     }
 
     #[test]
+    fn absolute_targets_are_paths_too() {
+        for (target, path, query) in [
+            ("/ws?a", "/ws", Some("a")),
+            ("http://h/ws?a", "/ws", Some("a")),
+            ("HTTPS://h:1", "/", None),
+            ("http://h?a", "", Some("a")),
+            ("*", "*", None),
+            ("http:/ws", "http:/ws", None),
+        ] {
+            let request = read(format!("GET {target} HTTP/1.1\r\nHost: h\r\n\r\n").as_bytes()).unwrap().unwrap();
+            assert_eq!((&request.path[..], request.query.as_deref()), (path, query), "{target}");
+        }
+    }
+
+    #[test]
     fn what_follows_stays() {
         let mut input = b"GET / HTTP/1.1\nHost: h\n\nGET /next HTTP/1.1\r\nHost: h\r\n\r\n\x81".to_vec();
         let mut reader = HeadReader::default();
@@ -326,10 +367,8 @@ mod tests {
             ("GET / HTTP/1.1\r\nno colon\r\n\r\n".into(), BadRequest::Broken("not an HTTP/1.1 request")),
             ("GET / HTTP/1.1\r\n\r\n".into(), BadRequest::Broken("the Host header is missing")),
             ("GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n".into(), BadRequest::Broken("more than one Host header")),
-            (
-                "GET http://h/ HTTP/1.1\r\nHost: h\r\n\r\n".into(),
-                BadRequest::Broken("the request target must be a path"),
-            ),
+            ("GET / HTTP/1.1\r\nHost: a\"b\r\n\r\n".into(), BadRequest::Broken("the Host header is not a host")),
+            ("GET / HTTP/1.1\r\nHost: a@b\r\n\r\n".into(), BadRequest::Broken("the Host header is not a host")),
             (
                 "GET / HTTP/1.1\r\nHost: h\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n".into(),
                 BadRequest::Broken("both Content-Length and Transfer-Encoding"),

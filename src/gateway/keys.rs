@@ -170,7 +170,6 @@ impl Drop for SessionOfKey {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
     use std::time::Duration;
 
     use super::*;

@@ -2,6 +2,7 @@
 //!
 //! Everything here happens before a session's first relayed byte. State that worker threads share is touched at
 //! connect only; a connection belongs to the worker that accepted it.
+mod arrival;
 pub mod bucket;
 mod connection;
 pub mod http;
@@ -9,11 +10,12 @@ pub mod keys;
 mod reload;
 mod routes;
 mod session;
+pub mod tls;
 mod worker;
 
 use std::{
     io,
-    net::{SocketAddr, TcpListener},
+    net::{IpAddr, SocketAddr, TcpListener},
     path::PathBuf,
     sync::{
         Arc,
@@ -23,14 +25,17 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
+use ipnet::IpNet;
 use rustls_pki_types::CertificateDer;
 
 use self::{
     keys::Keys,
     reload::{Reloaded, Reloader},
+    tls::Acceptor,
+    worker::Listener,
 };
 use crate::{
-    agent::{dial::Dialler, egress::Egress, tls},
+    agent::{dial::Dialler, egress::Egress, tls as target_tls},
     config::{
         ConfigError, GatewayConfig, KeyEntry, certs,
         gateway::{EmbeddedAgentConfig, LimitsConfig},
@@ -52,6 +57,12 @@ pub struct Shared {
     public_url: Option<String>,
     limits: LimitsConfig,
     keys: Keys,
+    /// There if there are TLS listeners.
+    tls: Option<Acceptor>,
+    /// Connections begin with a PROXY protocol header.
+    proxy_protocol: bool,
+    /// Who may connect; empty: everyone.
+    proxy_protocol_from: Vec<IpNet>,
     /// Connections that have not got as far as a session.
     pending: AtomicU64,
     /// Sessions, from a validated connect message on.
@@ -65,15 +76,16 @@ pub struct Shared {
 /// A gateway whose workers run.
 #[derive(Debug)]
 pub struct Gateway {
-    /// The addresses it listens on, with the real ports.
+    /// The addresses it listens on, with the real ports: plain ones, and those with TLS.
     pub addresses: Vec<SocketAddr>,
+    pub tls_addresses: Vec<SocketAddr>,
     pub shared: Arc<Shared>,
     reloaders: Vec<Reloader>,
 }
 
 impl Gateway {
     /// Binds the listeners and starts the workers on `threads`. `roots` are what `wss://` targets may show beside the
-    /// platform's own.
+    /// platform's own. `tls` is for the listeners of `[listen.tls]`.
     ///
     /// # Errors
     /// An address cannot be bound, or a thread not be started; the error says which.
@@ -81,20 +93,30 @@ impl Gateway {
         config: GatewayConfig,
         keys: Vec<KeyEntry>,
         roots: Vec<CertificateDer<'static>>,
+        tls: Option<Acceptor>,
         driver: &Driver,
         threads: &mut Threads,
     ) -> io::Result<Self> {
         let workers = config.runtime.worker_threads();
-        let mut addresses = Vec::new();
-        let mut listeners: Vec<Vec<TcpListener>> = (0..workers).map(|_| Vec::new()).collect();
-        for address in &config.listen.addr {
-            let bound = listen::bind(*address, workers)?;
-            addresses.extend(bound.first().map(TcpListener::local_addr).transpose()?);
-            listeners.iter_mut().zip(bound).for_each(|(worker, listener)| worker.push(listener));
-        }
-        let files = (config.keys.file.clone(), config.egress.ca_file.clone());
-        let shared = Arc::new(Shared::new(config, keys, roots)?);
-        let reloaders = shared.reloaders(files.0, files.1);
+        let mut listeners: Vec<Vec<Listener>> = (0..workers).map(|_| Vec::new()).collect();
+        let mut bind = |wanted: &[SocketAddr], tls: bool| -> io::Result<Vec<SocketAddr>> {
+            let mut addresses = Vec::with_capacity(wanted.len());
+            for address in wanted {
+                let bound = listen::bind(*address, workers)?;
+                addresses.extend(bound.first().map(TcpListener::local_addr).transpose()?);
+                let bound = bound.into_iter().map(|socket| Listener { socket, tls });
+                listeners.iter_mut().zip(bound).for_each(|(worker, listener)| worker.push(listener));
+            }
+            Ok(addresses)
+        };
+        let addresses = bind(&config.listen.addr, false)?;
+        let wanted = config.listen.tls.as_ref().map_or(&[][..], |tls| &tls.addr);
+        let tls_addresses = bind(wanted, true)?;
+        let keys_file = config.keys.file.clone();
+        let roots_file = config.egress.ca_file.clone();
+        let certificate_file = config.listen.tls.as_ref().map(|tls| tls.cert.clone());
+        let shared = Arc::new(Shared::new(config, keys, roots, tls)?);
+        let reloaders = shared.reloaders(keys_file, roots_file, certificate_file);
         let cores = allowed_cores();
         for (index, listeners) in listeners.into_iter().enumerate() {
             let shared = shared.clone();
@@ -103,7 +125,7 @@ impl Gateway {
                 worker::run(shared, listeners, line)
             })?;
         }
-        Ok(Self { addresses, shared, reloaders })
+        Ok(Self { addresses, tls_addresses, shared, reloaders })
     }
 
     /// Reads again what may be read again, and logs what came of it. Must not be called on a worker: it waits for
@@ -129,7 +151,12 @@ impl Shared {
     }
 
     /// What a reload reads again, each with its file. Whatever else has files of its own adds its line.
-    fn reloaders(self: &Arc<Self>, keys: PathBuf, roots: Option<PathBuf>) -> Vec<Reloader> {
+    fn reloaders(
+        self: &Arc<Self>,
+        keys: PathBuf,
+        roots: Option<PathBuf>,
+        certificate: Option<PathBuf>,
+    ) -> Vec<Reloader> {
         let shared = self.clone();
         let mut reloaders = vec![Reloader::new("API keys", keys, move |file| {
             let entries = keys_file::load(file)?;
@@ -140,19 +167,42 @@ impl Shared {
             reloaders.push(Reloader::new("roots for wss:// targets", file, move |file| {
                 let roots = certs::load_roots(file)?;
                 let count = roots.len();
-                let config = tls::client_config(roots).map_err(|error| ConfigError::new(file, error.to_string()))?;
+                let config =
+                    target_tls::client_config(roots).map_err(|error| ConfigError::new(file, error.to_string()))?;
                 dialler.tls.store(config);
                 Ok(format!("{count} beside the system's own"))
+            }));
+        }
+        if let Some(file) = certificate {
+            let shared = self.clone();
+            reloaders.push(Reloader::new("TLS certificate and key", file, move |_| {
+                shared.tls.as_ref().map_or(Ok(()), Acceptor::reload)?;
+                Ok("new connections get it".to_owned())
             }));
         }
         reloaders
     }
 
-    fn new(config: GatewayConfig, keys: Vec<KeyEntry>, roots: Vec<CertificateDer<'static>>) -> io::Result<Self> {
+    /// What takes TLS connections, if there are TLS listeners: to exchange its certificate.
+    pub fn tls(&self) -> Option<&Acceptor> {
+        self.tls.as_ref()
+    }
+
+    /// Whether a connection from this address is taken at all.
+    fn may_connect(&self, from: IpAddr) -> bool {
+        self.proxy_protocol_from.is_empty() || self.proxy_protocol_from.iter().any(|net| net.contains(&from))
+    }
+
+    fn new(
+        config: GatewayConfig,
+        keys: Vec<KeyEntry>,
+        roots: Vec<CertificateDer<'static>>,
+        tls: Option<Acceptor>,
+    ) -> io::Result<Self> {
         let dialler = Dialler {
             egress: Arc::new(Egress::new(config.egress.allow, config.egress.deny)),
             resolver: Resolver::start()?,
-            tls: Arc::new(ArcSwap::new(tls::client_config(roots)?)),
+            tls: Arc::new(ArcSwap::new(target_tls::client_config(roots)?)),
             tcp_keepalive: config.limits.tcp_keepalive,
         };
         Ok(Self {
@@ -160,6 +210,9 @@ impl Shared {
             public_url: config.public_url,
             limits: config.limits,
             keys: Keys::new(keys),
+            tls,
+            proxy_protocol: config.listen.proxy_protocol,
+            proxy_protocol_from: config.listen.proxy_protocol_from,
             pending: AtomicU64::new(0),
             sessions: AtomicU64::new(0),
             relayed: Arc::default(),

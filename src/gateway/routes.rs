@@ -27,7 +27,8 @@ struct Docs<'a> {
     message: String,
 }
 
-pub(super) fn route(shared: &Shared, request: &Request) -> Route {
+/// `secure`: the request came through TLS.
+pub(super) fn route(shared: &Shared, request: &Request, secure: bool) -> Route {
     let known = matches!(request.path.as_str(), "/ws" | "/ws/" | "/ws/docs" | "/healthz");
     if known && request.method != "GET" {
         let answer = Response::error(405, "method_not_allowed", "Only GET is allowed here").with("Allow", "GET");
@@ -35,7 +36,7 @@ pub(super) fn route(shared: &Shared, request: &Request) -> Route {
     }
     match request.path.as_str() {
         "/ws" | "/ws/" => websocket(shared, request),
-        "/ws/docs" => Route::Answer(docs(shared, request)),
+        "/ws/docs" => Route::Answer(docs(shared, request, secure)),
         "/healthz" => Route::Answer(Response::json(200, r#"{"ok":true}"#.into())),
         _ => Route::Answer(Response::error(404, "not_found", "There is nothing here; see /ws/docs")),
     }
@@ -51,8 +52,11 @@ fn websocket(shared: &Shared, request: &Request) -> Route {
         let message = "This is a WebSocket endpoint; see /ws/docs";
         return Route::Answer(Response::error(426, "upgrade_required", message).with("Upgrade", "websocket"));
     }
+    if request.has_body {
+        return Route::Answer(Response::error(400, "invalid_request", "Bad request: an opening handshake with a body"));
+    }
     // RFC 6455 section 4.4.
-    if request.header("sec-websocket-version") != Some("13") {
+    if !request.is_version_13() {
         let answer = Response::error(426, "unsupported_version", "Only WebSocket version 13 is spoken here");
         return Route::Answer(answer.with("Upgrade", "websocket").with("Sec-WebSocket-Version", "13"));
     }
@@ -71,10 +75,13 @@ fn websocket(shared: &Shared, request: &Request) -> Route {
     Route::WebSocket { accept, api_key: request.header("x-api-key").map(str::to_owned) }
 }
 
-fn docs(shared: &Shared, request: &Request) -> Response {
+fn docs(shared: &Shared, request: &Request, secure: bool) -> Response {
     let base = match &shared.public_url {
         Some(url) => url.trim_end_matches('/').to_owned(),
-        None => format!("ws://{}", request.header("host").unwrap_or_default()),
+        None => {
+            let host = request.header("host").filter(|host| !host.is_empty()).unwrap_or("<host>");
+            format!("{}://{host}", if secure { "wss" } else { "ws" })
+        }
     };
     let docs = Docs {
         r#type: "connected",

@@ -73,6 +73,13 @@ impl Drop for Counted {
     }
 }
 
+/// A listening socket of one worker.
+#[derive(Debug)]
+pub(super) struct Listener {
+    pub socket: StdListener,
+    pub tls: bool,
+}
+
 /// A set-up or a session that a drain waits for until this is dropped.
 pub(super) struct Awaited(Rc<Worker>);
 
@@ -85,7 +92,7 @@ impl Drop for Awaited {
 
 /// Runs a worker as long as the process lives: the listeners stay open to the last, since one that closes resets what
 /// waits in its accept queue.
-pub(super) async fn run(shared: Arc<Shared>, listeners: Vec<StdListener>, mut line: Line) -> io::Result<()> {
+pub(super) async fn run(shared: Arc<Shared>, listeners: Vec<Listener>, mut line: Line) -> io::Result<()> {
     let registry = Registry::new(shared.relayed.clone());
     let worker = Rc::new(Worker {
         shared,
@@ -97,10 +104,10 @@ pub(super) async fn run(shared: Arc<Shared>, listeners: Vec<StdListener>, mut li
         count: Cell::default(),
         most: Cell::default(),
     });
-    for listener in listeners {
+    for Listener { socket, tls } in listeners {
         let worker = worker.clone();
-        let listener = sockets::listener(listener)?;
-        monoio::spawn(async move { worker.accept(listener).await });
+        let listener = sockets::listener(socket)?;
+        monoio::spawn(async move { worker.accept(listener, tls).await });
     }
     let watcher = worker.clone();
     monoio::spawn(async move { watcher.registry.watch().await });
@@ -173,13 +180,13 @@ impl Worker {
         }
     }
 
-    async fn accept(self: Rc<Self>, listener: TcpListener) {
+    async fn accept(self: Rc<Self>, listener: TcpListener, tls: bool) {
         let mut resting = false;
         loop {
             match listener.accept().await {
                 Ok((tcp, peer)) => {
                     resting = false;
-                    self.take(tcp, peer);
+                    self.take(tcp, peer, tls);
                 }
                 Err(error) => {
                     // A connection that was gone before it was accepted (ECONNABORTED and the like) is no reason.
@@ -196,13 +203,18 @@ impl Worker {
         }
     }
 
-    fn take(self: &Rc<Self>, tcp: TcpStream, peer: SocketAddr) {
+    fn take(self: &Rc<Self>, tcp: TcpStream, peer: SocketAddr, tls: bool) {
+        if !self.shared.may_connect(peer.ip()) {
+            tracing::debug!(%peer, "connection refused: its address is not in listen.proxy_protocol_from");
+            return;
+        }
         let Some(pending) = Counted::new(&self.shared, |shared| &shared.pending, self.shared.limits.max_pending) else {
-            return refuse(&tcp);
+            // With TLS there is nothing to say before the handshake.
+            return if tls { drop(tcp) } else { refuse(&tcp) };
         };
         sockets::prepare(&tcp, self.shared.limits.tcp_keepalive);
         let worker = self.clone();
-        self.spawn(move |draining| connection::run(worker, tcp, peer, draining, pending));
+        self.spawn(move |draining| connection::run(worker, tcp, peer, tls, draining, pending));
     }
 
     /// Gives memory back when half of a crowd has left.

@@ -8,6 +8,7 @@ pub mod connect;
 pub mod drain;
 pub mod frame;
 pub mod opening;
+pub mod proxy;
 pub mod session;
 pub mod setup;
 pub mod target;

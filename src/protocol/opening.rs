@@ -20,6 +20,19 @@ pub fn accept_for(key: &[u8]) -> String {
     STANDARD.encode(Sha1::new().chain_update(key).chain_update(GUID).finalize())
 }
 
+/// Where the first head in `bytes` ends, that is behind its first empty line; `from` is how much of them is known to
+/// hold no end. Lines may end in LF alone (RFC 9112 section 2.2).
+pub fn head_end(bytes: &[u8], from: usize) -> Option<usize> {
+    // The terminator may straddle two reads.
+    let from = from.saturating_sub(3);
+    let line_ends = bytes.get(from..)?.iter().enumerate().filter(|(_, byte)| **byte == b'\n');
+    line_ends.map(|(at, _)| from + at).find_map(|at| match &bytes[at + 1..] {
+        [b'\n', ..] => Some(at + 2),
+        [b'\r', b'\n', ..] => Some(at + 3),
+        _ => None,
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

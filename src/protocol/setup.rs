@@ -39,12 +39,24 @@ pub enum Event {
 pub struct Setup {
     message: Vec<u8>,
     fragmented: bool,
+    /// What of the input has been read; taken out of it together, since many small frames come at once.
+    read: usize,
 }
 
 impl Setup {
-    /// Takes the next whole frame from the front of `input`.
+    /// Reads the next whole frames of `input`, up to one that means something. What was read is taken out of it, at
+    /// the latest with the first event other than a ping.
     pub fn next(&mut self, input: &mut Vec<u8>) -> Event {
+        let event = self.read(input);
+        if !matches!(event, Event::Ping(_)) {
+            input.drain(..std::mem::take(&mut self.read));
+        }
+        event
+    }
+
+    fn read(&mut self, input: &[u8]) -> Event {
         loop {
+            let input = &input[self.read..];
             let header = match Header::parse(input) {
                 Parsed::Header(header) => header,
                 Parsed::Incomplete => return Event::Incomplete,
@@ -60,7 +72,7 @@ impl Setup {
                 return Event::Incomplete;
             }
             let mut payload = input[header.header_len..end].to_vec();
-            input.drain(..end);
+            self.read += end;
             frame::mask(&mut payload, masking_key, 0);
             match header.opcode {
                 Opcode::PING => return Event::Ping(payload),
@@ -116,6 +128,15 @@ pub enum Watch {
     Blind,
     /// The client closes without having sent anything else: the dial is pointless. `None`: not a legal Close.
     Closed(Option<CloseBody>),
+}
+
+/// Whether a client may send a control frame with this header.
+fn is_strict(header: &Header) -> bool {
+    header.fin
+        && header.reserved == 0
+        && header.masking_key.is_some()
+        && header.payload_len <= 125
+        && header.is_minimal()
 }
 
 /// Frames behind the connect message, kept for the target in the order they came.
@@ -181,6 +202,11 @@ impl Held {
             let whole = end.filter(|end| *end <= self.bytes.len());
             match (header.opcode, whole) {
                 (Opcode::PING | Opcode::PONG, Some(end)) => self.at = end,
+                // The frame itself breaks RFC 6455 (sections 5.1, 5.2 and 5.5), whatever its payload will be.
+                (Opcode::CLOSE, _) if !is_strict(&header) => {
+                    self.watch = Watch::Closed(None);
+                    return;
+                }
                 (Opcode::CLOSE, Some(end)) => {
                     let mut payload = self.bytes[body..end].to_vec();
                     frame::mask(&mut payload, header.masking_key.unwrap_or_default(), 0);
@@ -196,7 +222,6 @@ impl Held {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
     use proptest::prelude::*;
 
     use super::*;
@@ -277,6 +302,11 @@ mod tests {
             (vec![frame(Opcode::PING, b"")], Watch::On),
             (vec![frame(Opcode::CLOSE, b"\x03\xe8")], Watch::Closed(Some(CloseBody::Code(1000)))),
             (vec![frame(Opcode::CLOSE, b"\x03")], Watch::Closed(None)),
+            (vec![frame(Opcode::CLOSE, &[0; 126])], Watch::Closed(None)),
+            (vec![not_final(frame(Opcode::CLOSE, b""))], Watch::Closed(None)),
+            (vec![b"\x88\x00".to_vec()], Watch::Closed(None)),
+            (vec![b"\xC8\x80\0\0\0\0".to_vec()], Watch::Closed(None)),
+            (vec![b"\x88\xFE\0\x02\0\0\0\0\x03\xE8".to_vec()], Watch::Closed(None)),
             (
                 vec![frame(Opcode::PING, b"a"), frame(Opcode::PONG, b""), frame(Opcode::CLOSE, b"")],
                 Watch::Closed(Some(CloseBody::Empty)),

@@ -29,7 +29,11 @@ pub async fn within<F: Future>(socket: &Socket, limit: Duration, future: F) -> F
     .await
 }
 
-/// Awaits a future that may be dropped until `deadline`; `None` if that comes first.
+/// Awaits a future that may be dropped until `deadline`; `None` if that comes first, or has come already: a peer that
+/// always has something ready must not outlast its time.
 pub async fn until<F: Future>(deadline: Instant, future: F) -> Option<F::Output> {
+    if Instant::now() >= deadline {
+        return None;
+    }
     monoio::time::timeout_at(MonoioInstant::from_std(deadline), future).await.ok()
 }

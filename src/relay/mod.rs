@@ -5,6 +5,7 @@
 //! behind the set-up. Must never block the thread, never hold a buffer while idle, never drop a receive or a send.
 pub mod buffers;
 pub mod deadline;
+mod lost;
 mod pump;
 pub mod socket;
 mod tls;
@@ -12,6 +13,7 @@ pub mod wake;
 
 use std::{
     cell::{Cell, RefCell, RefMut},
+    os::fd::AsFd,
     panic::AssertUnwindSafe,
     rc::{Rc, Weak},
     sync::{
@@ -23,7 +25,7 @@ use std::{
 
 use futures_util::FutureExt;
 
-use self::{socket::Socket, wake::Signal};
+use self::{lost::Debt, socket::Socket, wake::Signal};
 use crate::{
     protocol::{
         close::Close,
@@ -34,10 +36,10 @@ use crate::{
     runtime::sys,
 };
 
-/// How long a peer may owe an answer before it is taken for dead.
-const SILENCE: Duration = Duration::from_secs(60);
-/// How often the peers are looked at for that.
+/// How often each peer is looked at, whether it is lost, and how many sessions at a time: for a moment that nobody
+/// notices.
 const SWEEP: Duration = Duration::from_secs(5);
+const AT_A_TIME: usize = 256;
 
 /// Sessions that are told to end before the other tasks of the thread have their turn.
 const BATCH: usize = 64;
@@ -73,6 +75,7 @@ pub struct Relay {
     warden: Signal,
     running: Cell<u8>,
     counts: RefCell<[FrameCounts; 2]>,
+    debts: RefCell<[Debt; 2]>,
 }
 
 /// The sessions of one worker: to end them together, and to find dead peers.
@@ -123,13 +126,18 @@ impl Registry {
         }
     }
 
-    /// Looks for dead peers again and again. "One that has acknowledged nothing for 60 s while bytes of ours are on
-    /// the way, its TCP not even answering probes, is lost."
+    /// Looks for dead peers again and again.
     pub async fn watch(&self) {
         loop {
-            monoio::time::sleep(SWEEP).await;
-            for relay in self.live() {
-                relay.abort_lost();
+            let relays = self.relays.borrow().clone();
+            let slices = relays.chunks(AT_A_TIME);
+            let pause = SWEEP / u32::try_from(slices.len()).unwrap_or(u32::MAX).max(1);
+            for slice in slices {
+                monoio::time::sleep(pause).await;
+                slice.iter().filter_map(Weak::upgrade).for_each(|relay| relay.abort_lost());
+            }
+            if relays.is_empty() {
+                monoio::time::sleep(SWEEP).await;
             }
             self.relays.borrow_mut().retain(|relay| relay.strong_count() > 0);
         }
@@ -180,6 +188,7 @@ pub async fn run(connected: Connected, registry: &Registry) -> Summary {
         warden: Signal::default(),
         running: Cell::new(2),
         counts: RefCell::default(),
+        debts: RefCell::default(),
     });
     registry.add(&relay);
     relay.clone().spawn_lane(Side::Client, from_client);
@@ -235,8 +244,9 @@ impl Relay {
     }
 
     fn abort_lost(&self) {
-        for socket in &self.sockets {
-            if sys::is_lost(std::os::fd::AsFd::as_fd(&**socket), SILENCE) {
+        let now = Instant::now();
+        for (socket, debt) in self.sockets.iter().zip(self.debts.borrow_mut().iter_mut()) {
+            if sys::peer(socket.as_fd()).is_some_and(|peer| debt.look(peer, now)) {
                 socket.abort();
             }
         }

@@ -4,11 +4,13 @@
 //! receive or a send, once begun, must be awaited to its end, since the kernel owns the buffer until then.
 #![allow(unsafe_code)] // one connection is driven from two tasks of one thread, as monoio's own split halves do it
 use std::{
-    cell::UnsafeCell,
+    cell::{Cell, UnsafeCell},
+    future::{Future, poll_fn},
     io,
     net::Shutdown,
     ops::Range,
     os::fd::{AsFd, AsRawFd, BorrowedFd},
+    pin::pin,
     time::Duration,
 };
 
@@ -21,6 +23,12 @@ use socket2::SockRef;
 
 use super::{buffers::Buffer, tls::Tls};
 use crate::{protocol::session::Progress, runtime::sys};
+
+/// How often in a row a connection may be readable at once before others have their turn, and for how long they have
+/// it. With io_uring every wait is a turn for others. epoll's readiness is known without one, so a peer that always
+/// has something ready would keep the thread, and with it the timers, which run only when nothing else does.
+const AT_ONCE: u8 = 16;
+const REST: Duration = Duration::from_millis(1);
 
 /// What one receive brought.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,11 +45,13 @@ pub enum Received {
 pub struct Socket {
     tcp: UnsafeCell<TcpStream>,
     tls: Option<Tls>,
+    /// How often in a row it was readable at once.
+    at_once: Cell<u8>,
 }
 
 impl Socket {
     pub fn plain(tcp: TcpStream) -> Self {
-        Self { tcp: UnsafeCell::new(tcp), tls: None }
+        Self { tcp: UnsafeCell::new(tcp), tls: None, at_once: Cell::new(0) }
     }
 
     /// Performs the TLS handshake over `tcp`.
@@ -49,11 +59,40 @@ impl Socket {
     /// # Errors
     /// The connection failed or ended, or the peer was refused: then the error's inner error is a `rustls::Error`.
     pub async fn handshake(tcp: TcpStream, connection: rustls::Connection) -> io::Result<Self> {
-        let socket = Self { tcp: UnsafeCell::new(tcp), tls: Some(Tls::new(connection)) };
+        let socket = Self { tls: Some(Tls::new(connection)), ..Self::plain(tcp) };
         if let Some(tls) = &socket.tls {
             tls.handshake(&socket).await?;
         }
         Ok(socket)
+    }
+
+    /// The same connection with TLS on top; the handshake has not begun.
+    #[must_use]
+    pub fn with_tls(self, connection: rustls::Connection) -> Self {
+        Self { tls: Some(Tls::new(connection)), ..self }
+    }
+
+    /// Begins the TLS handshake of a server, with what was received so far. Whether it is complete; if not, wait
+    /// until the socket is readable and [`Socket::advance_handshake`]. Must be awaited to its end.
+    ///
+    /// # Errors
+    /// As for [`Socket::handshake`]; the peer has been sent an alert.
+    pub async fn begin_handshake(&self, received: &[u8]) -> io::Result<bool> {
+        match &self.tls {
+            Some(tls) => tls.begin(self, received).await,
+            None => Ok(true),
+        }
+    }
+
+    /// Receives more of a handshake, and says whether it is complete. Must be awaited to its end.
+    ///
+    /// # Errors
+    /// As for [`Socket::begin_handshake`].
+    pub async fn advance_handshake(&self) -> io::Result<bool> {
+        match &self.tls {
+            Some(tls) => tls.advance(self).await,
+            None => Ok(true),
+        }
     }
 
     /// Waits until a receive will not wait. May be dropped: nothing is read.
@@ -64,7 +103,23 @@ impl Socket {
         if self.tls.as_ref().is_some_and(Tls::has_plaintext) {
             return Ok(());
         }
-        self.tcp().readable(false).await
+        let mut waited = false;
+        let result = {
+            let mut readable = pin!(self.tcp().readable(false));
+            poll_fn(|context| {
+                let polled = readable.as_mut().poll(context);
+                waited |= polled.is_pending();
+                polled
+            })
+            .await
+        };
+        let at_once = if waited { 0 } else { self.at_once.get() + 1 };
+        self.at_once.set(at_once % AT_ONCE);
+        if at_once == AT_ONCE {
+            // On the heap: an idle session need not have room for it.
+            Box::pin(monoio::time::sleep(REST)).await;
+        }
+        result
     }
 
     /// Receives into `buffer` from `at` on. Must be awaited to its end.

@@ -5,7 +5,7 @@
 use std::{
     cell::{Cell, RefCell},
     future::poll_fn,
-    io::{self, Read, Write},
+    io::{self, BufRead, Read, Write},
     ops::Range,
     task::{Poll, Waker},
 };
@@ -42,16 +42,33 @@ impl Tls {
     }
 
     pub async fn handshake(&self, socket: &Socket) -> io::Result<()> {
-        loop {
-            self.flush(socket).await?;
-            if !self.connection.borrow().is_handshaking() {
-                return Ok(());
-            }
+        let mut complete = self.begin(socket, &[]).await?;
+        while !complete {
             socket.readable().await?;
-            if let Received::End = self.recv_records(socket, HANDSHAKE_CIPHERTEXT, &mut []).await? {
-                return Err(io::ErrorKind::UnexpectedEof.into());
-            }
+            complete = self.advance(socket).await?;
         }
+        Ok(())
+    }
+
+    /// Begins the handshake with what was received before TLS took the connection over, and says whether that was
+    /// all of it.
+    pub async fn begin(&self, socket: &Socket, received: &[u8]) -> io::Result<bool> {
+        for ciphertext in received.chunks(HANDSHAKE_CIPHERTEXT) {
+            let processed = self.process(ciphertext, &mut []);
+            self.answer(socket, processed).await?;
+        }
+        self.flush(socket).await?;
+        Ok(!self.connection.borrow().is_handshaking())
+    }
+
+    /// Receives once, which waits if there is nothing, and says whether that completed the handshake.
+    pub async fn advance(&self, socket: &Socket) -> io::Result<bool> {
+        let received = self.recv_records(socket, HANDSHAKE_CIPHERTEXT, &mut []).await?;
+        let complete = !self.connection.borrow().is_handshaking();
+        if received == Received::End && !complete {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        Ok(complete)
     }
 
     pub async fn recv(&self, socket: &Socket, mut buffer: Buffer, at: usize) -> (io::Result<Received>, Buffer) {
@@ -91,22 +108,39 @@ impl Tls {
         }
         let processed = self.process(&ciphertext[..len], out);
         drop(ciphertext);
-        // What rustls has to say to that: the next handshake message, a key update, an alert. If the other task is
-        // sending just now, it goes out with that task's flush.
-        if !self.sending.is_locked() {
-            let flushed = self.flush(socket).await;
-            let received = processed?;
-            flushed?;
-            return Ok(received);
+        self.answer(socket, processed).await
+    }
+
+    /// Sends what rustls has to say to what was received: the next handshake message, a key update, an alert. If the
+    /// other task is sending just now, it goes out with that task's flush.
+    async fn answer(&self, socket: &Socket, received: io::Result<Received>) -> io::Result<Received> {
+        if self.sending.is_locked() {
+            return received;
         }
+        let flushed = self.flush(socket).await;
+        let received = received?;
+        flushed?;
+        Ok(received)
+    }
+
+    fn process(&self, ciphertext: &[u8], out: &mut [u8]) -> io::Result<Received> {
+        let mut connection = self.connection.borrow_mut();
+        let processed = self.process_records(&mut connection, ciphertext, out);
+        // rustls' own buffer may have grown to the size of a record. It gives that back when it reads next, which may be
+        // long from now.
+        let _ = connection.read_tls(&mut NothingYet);
         processed
     }
 
-    fn process(&self, mut ciphertext: &[u8], out: &mut [u8]) -> io::Result<Received> {
-        let mut connection = self.connection.borrow_mut();
+    fn process_records(
+        &self,
+        connection: &mut Connection,
+        mut ciphertext: &[u8],
+        out: &mut [u8],
+    ) -> io::Result<Received> {
         let mut taken = 0;
         loop {
-            let drained = drain(&mut connection, &mut out[taken..])?;
+            let drained = drain(connection, &mut out[taken..])?;
             taken += drained.len;
             self.has_plaintext.set(drained.more);
             if drained.ended {
@@ -160,6 +194,15 @@ impl Tls {
     }
 }
 
+/// A source that has nothing just now.
+struct NothingYet;
+
+impl Read for NothingYet {
+    fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {
+        Err(io::ErrorKind::WouldBlock.into())
+    }
+}
+
 struct Drained {
     len: usize,
     /// The plaintext did not fit.
@@ -181,7 +224,11 @@ fn drain(connection: &mut Connection, out: &mut [u8]) -> io::Result<Drained> {
             Err(error) => return Err(error),
         }
     }
-    Ok(Drained { len, more: true, ended: false })
+    match reader.fill_buf() {
+        Ok(rest) => Ok(Drained { len, more: !rest.is_empty(), ended: rest.is_empty() }),
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(Drained { len, more: false, ended: false }),
+        Err(error) => Err(error),
+    }
 }
 
 /// Records must reach the wire in the order in which they were encrypted, whichever of the two tasks sends.

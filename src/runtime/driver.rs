@@ -57,7 +57,7 @@ impl Driver {
         match self {
             Self::IoUring(flags) => tracing::info!(driver = "io_uring", ?flags, "worker threads run on io_uring"),
             Self::Epoll(None) => {
-                tracing::info!(driver = "epoll", "worker threads run on epoll, as runtime.driver says")
+                tracing::info!(driver = "epoll", "worker threads run on epoll, as runtime.driver says");
             }
             Self::Epoll(Some(reason)) => tracing::warn!(driver = "epoll", "worker threads run on epoll: {reason}"),
         }
@@ -110,7 +110,8 @@ fn probe() -> io::Result<Flags> {
 }
 
 fn try_flags(flags: Flags) -> io::Result<()> {
-    let mut ring: IoUring = flags.builder().build(8)?;
+    // As large as a worker asks for: where memory may not be locked, size matters.
+    let mut ring: IoUring = flags.builder().build(ENTRIES)?;
     let nop = io_uring::opcode::Nop::new().build();
     #[allow(unsafe_code)]
     // SAFETY: a no-op refers to no memory.

@@ -12,10 +12,14 @@ const BACKLOG: i32 = 4096;
 /// Binds `count` sockets to the same address. With port 0 the kernel picks a free one, the same for all.
 ///
 /// # Errors
-/// The address cannot be bound; the error says which.
+/// The address cannot be bound, or somebody listens there, be it another ringway; the error says which.
 pub fn bind(address: SocketAddr, count: usize) -> io::Result<Vec<TcpListener>> {
     let name = |error: io::Error| io::Error::new(error.kind(), format!("cannot listen on {address}: {error}"));
     let mut address = address;
+    // With SO_REUSEPORT alone two gateways would share an address, and its connections, without anybody noticing.
+    if address.port() != 0 {
+        bind_one(address, false).map_err(name)?;
+    }
     let mut listeners = Vec::with_capacity(count);
     for _ in 0..count {
         let listener = bind_one(address, true).map_err(name)?;

@@ -58,12 +58,23 @@ pub fn progress(socket: BorrowedFd<'_>) -> Progress {
     Progress { acknowledged, queued }
 }
 
-/// Whether the peer's TCP has been silent for so long while it owed an answer: to bytes on the way, or to probes of
-/// its closed window. A peer that only reads nothing answers the probes, and is not lost.
-pub fn is_lost(socket: BorrowedFd<'_>, silence: Duration) -> bool {
-    TcpInfo::of(socket).is_ok_and(|info| {
-        let owes = info.u32_at(OFFSET_UNACKED) > 0 || info.0[OFFSET_PROBES] > 0;
-        owes && Duration::from_millis(info.u32_at(OFFSET_LAST_ACK_RECEIVED).into()) >= silence
+/// What a peer's TCP owes, and how long it has been silent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Peer {
+    pub progress: Progress,
+    /// Since the last acknowledgement of any kind.
+    pub silent: Duration,
+    /// Something is on the way that it has not answered yet: bytes, or a probe of its closed window.
+    pub asked: bool,
+}
+
+/// How the peer's TCP is. `None`: the socket cannot tell.
+pub fn peer(socket: BorrowedFd<'_>) -> Option<Peer> {
+    let info = TcpInfo::of(socket).ok()?;
+    Some(Peer {
+        progress: progress(socket),
+        silent: Duration::from_millis(info.u32_at(OFFSET_LAST_ACK_RECEIVED).into()),
+        asked: info.u32_at(OFFSET_UNACKED) > 0 || info.0[OFFSET_PROBES] > 0,
     })
 }
 
@@ -74,7 +85,6 @@ pub fn is_closed(socket: BorrowedFd<'_>) -> bool {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
     use std::{
         io::{Read, Write},
         net::{TcpListener, TcpStream},
@@ -103,12 +113,13 @@ mod tests {
     }
 
     #[test]
-    fn a_peer_that_reads_nothing_is_queued_but_not_lost() {
+    fn a_peer_that_reads_nothing_is_queued_but_not_silent() {
         let (mut near, _far) = pair();
         near.set_nonblocking(true).unwrap();
         while near.write(&[0; 65536]).is_ok() {}
-        assert!(progress(near.as_fd()).queued > 0);
-        assert!(!is_lost(near.as_fd(), Duration::from_secs(60)));
+        let peer = peer(near.as_fd()).unwrap();
+        assert!(peer.progress.queued > 0);
+        assert!(peer.silent < Duration::from_secs(60), "{peer:?}");
         assert!(!is_closed(near.as_fd()));
     }
 

@@ -23,6 +23,9 @@ pub struct Logs(#[allow(dead_code)] WorkerGuard);
 pub fn start() -> Result<Logs, String> {
     let levels = std::env::var(LEVELS).unwrap_or_default();
     let levels = if levels.is_empty() { "info" } else { &levels };
+    if let Some(wrong) = levels.split(',').map(str::trim).find(|level| !is_level(level)) {
+        return Err(format!("{LEVELS}: {wrong:?} is no level; write for example {LEVELS}=debug"));
+    }
     let filter = EnvFilter::try_new(levels)
         .map_err(|error| format!("{LEVELS}={levels:?}: {error}; write for example {LEVELS}=debug"))?;
     let format = std::env::var(FORMAT).unwrap_or_default();
@@ -38,4 +41,22 @@ pub fn start() -> Result<Logs, String> {
         other => return Err(format!("{FORMAT}={other:?}: write \"text\" or \"json\"")),
     }
     Ok(Logs(guard))
+}
+
+/// A level, or anything that names a module. A misspelt level would be taken for a module, and all logs be off.
+fn is_level(text: &str) -> bool {
+    const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
+    let is_module = text.contains(['=', ':', '[']) || text.starts_with("ringway");
+    is_module || LEVELS.iter().any(|level| level.eq_ignore_ascii_case(text))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn misspelt_levels_are_seen() {
+        assert!(["info", "DEBUG", "off", "ringway", "ringway::agent=trace", "access=off"].into_iter().all(is_level));
+        assert!(!["inof", "nonsense", "", "5"].into_iter().any(is_level));
+    }
 }

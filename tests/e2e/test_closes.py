@@ -1,4 +1,4 @@
-"""CONTRACT 3: who gets which Close, when it goes in, and how the connections end."""
+"""The contract, section 3: who gets which Close, when it goes in, and how the connections end."""
 from __future__ import annotations
 
 import asyncio

@@ -1,4 +1,4 @@
-"""CONTRACT 1: the upgrade, the connect message with each of its fields, and what waits behind it."""
+"""The contract, section 1: the upgrade, the connect message with each of its fields, and what waits behind it."""
 from __future__ import annotations
 
 import asyncio

@@ -6,6 +6,7 @@ import json
 import os
 import random
 import signal
+import ssl
 import time
 
 import pytest
@@ -13,8 +14,9 @@ import pytest
 from harness import frames
 from harness.client import KEY, Client, connect_frame, open_tcp, upgrade_request
 from harness.frames import BINARY, CLOSE, TEXT, masked
-from harness.process import DRIVER, gateway_config, key_entry, toml
-from harness.wire import Lost
+from harness.process import binary, gateway_config, key_entry, toml
+from harness.secure import SecurePipe
+from harness.world import World
 
 DRAINING = b"HTTP/1.1 503 "
 
@@ -107,6 +109,36 @@ async def test_all_listeners_stay_open_while_one_worker_has_sessions(world):
     await asyncio.sleep(1)
     for _ in range(40):
         await is_turned_away(world, gateway)
+    await waiting[1].send(waiting[2])
+    await waiting[0].expect_raw(waiting[2])
+    await ends(*waiting[:2])
+    assert await gateway.exit_code() == 0
+
+
+async def test_a_tls_handshake_in_progress_is_answered(world):
+    """keep accepting and answering 503 until exit: one that is in its TLS handshake just then is told too"""
+    outer, world = world, World(front_tls=True)
+    outer.stack.push_async_callback(world.close)
+    gateway, target = await world.gateway(limits={"drain": "20s"}), world.target()
+    waiting = await held(world, gateway, target)
+    begun = [Client(await open_tcp(gateway.port)) for _ in range(4)]
+    for client in begun:
+        world.stack.callback(client.close)
+    half = SecurePipe(begun[0].pipe.sock, world.authority.client(), server=False)
+    with pytest.raises(ssl.SSLWantReadError):
+        half.tls.do_handshake()
+    hello = half.outgoing.read()
+    await begun[0].send(hello[:50])
+    await begins(gateway)
+    await asyncio.sleep(0.5)
+    await begun[0].send(hello[50:])
+    await half.handshake()
+    begun[0].pipe = half
+    for client in begun[1:]:
+        client.pipe = await SecurePipe.connect(client.pipe.sock, world.authority.client())
+    for client in begun:
+        await client.send(upgrade_request())
+        assert (await client.read_until(b"\r\n\r\n")).startswith(DRAINING)
     await waiting[1].send(waiting[2])
     await waiting[0].expect_raw(waiting[2])
     await ends(*waiting[:2])
@@ -343,7 +375,7 @@ async def with_admin(world, **limits):
     (folder / "gateway.toml").write_text(toml(config))
     (folder / "keys.toml").write_text(toml({"key": [key_entry()]}))
     checked = await asyncio.create_subprocess_exec(
-        os.environ["RINGWAY_BIN"], "check", "-c", str(folder / "gateway.toml"), stderr=asyncio.subprocess.PIPE,
+        binary(), "check", "-c", str(folder / "gateway.toml"), stderr=asyncio.subprocess.PIPE,
     )
     _, said = await checked.communicate()
     if b"[admin]" in said:

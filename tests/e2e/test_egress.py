@@ -1,4 +1,4 @@
-"""CONTRACT 6 `[egress]`: what the embedded agent may reach. Addresses that are not loopback
+"""The contract, section 6 `[egress]`: what the embedded agent may reach. Addresses that are not loopback
 are asked for inside a network namespace only, so that even a broken policy reaches nobody."""
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""CONTRACT 5: the HTTP surface of the public listener, and the deadlines of its connections."""
+"""The contract, section 5: the HTTP surface of the public listener, and the deadlines of its connections."""
 from __future__ import annotations
 
 import asyncio
@@ -313,7 +313,7 @@ async def test_header_timeout_does_not_end_an_upgraded_connection(world):
 
 
 async def test_those_who_are_late_leave_nothing_behind(world):
-    """issue 4: a client that sends garbage, half a request line, half a connect message, or nothing, is gone at its deadline and its memory with it"""
+    """a client that sends garbage, half a request line, half a connect message, or nothing, is gone at its deadline and its memory with it"""
     gateway = await world.gateway(limits={"header_timeout": "1s", "connect_timeout": "1s"})
 
     async def wave(count: int) -> None:
@@ -410,3 +410,28 @@ async def test_426_names_upgrade_in_connection(world):
     await wire.send(b"GET /ws HTTP/1.1\r\nHost: x\r\n\r\n")
     head = await wire.read_until(b"\r\n\r\n")
     assert b"\r\nUpgrade: websocket\r\n" in head and b"\r\nConnection: Upgrade\r\n" in head, head
+
+
+@pytest.mark.parametrize("host", ["a@b/c", 'a"b<c>', "a b"])
+async def test_host_that_is_none(world, host):
+    """400 for broken requests; RFC 9112 3.2: a Host that is no host"""
+    gateway = await world.gateway()
+    wire = await world.tcp(gateway)
+    await wire.send(f"GET /ws/docs HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
+    assert (await read_answer(wire)).status == 400
+
+
+async def test_version_given_twice(world):
+    """`Sec-WebSocket-Version` not 13: 426"""
+    gateway = await world.gateway()
+    wire = await world.tcp(gateway)
+    await wire.send(upgrade_request().replace(b"Sec-WebSocket-Version: 13\r\n", b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Version: 8\r\n"))
+    assert (await read_answer(wire)).status == 426
+
+
+async def test_upgrade_with_a_body(world):
+    """400 for broken requests: a body is no frames"""
+    gateway = await world.gateway()
+    wire = await world.tcp(gateway)
+    await wire.send(upgrade_request().replace(b"\r\n\r\n", b"\r\nContent-Length: 5\r\n\r\nhello"))
+    assert (await read_answer(wire)).status == 400

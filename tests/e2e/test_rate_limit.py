@@ -1,4 +1,4 @@
-"""CONTRACT 4: one token a session, the order of the checks, and counts that are exact across worker threads."""
+"""The contract, section 4: one token a session, the order of the checks, and counts that are exact across worker threads."""
 from __future__ import annotations
 
 import asyncio

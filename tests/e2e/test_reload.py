@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from harness.client import KEY
+from harness.client import KEY, open_tcp
 from harness.frames import BINARY, TEXT, masked
 from harness.process import key_entry, toml
+from harness.secure import SecurePipe
 from harness.tls import Authority
 
 
@@ -22,8 +23,8 @@ class Reloading:
         self.gateway, self.folder, self.reloads = gateway, folder, 0
 
     @classmethod
-    async def run(cls, world, **config) -> "Reloading":
-        folder = world.folder()
+    async def run(cls, world, folder: Path | None = None, **config) -> "Reloading":
+        folder = folder or world.folder()
         return cls(await world.gateway(folder=folder, **config), folder)
 
     async def keys(self, *entries: dict, text: str | None = None) -> list[str]:
@@ -208,6 +209,37 @@ async def test_roots_for_targets_are_reloaded(world, tmp_path):
     said = await it.reload()
     assert any(str(roots) in line and "not reloaded" in line for line in said), said
     assert (await reached(one), await reached(other)) == (False, True)
+
+
+async def test_the_certificate_is_reloaded(world):
+    """new certificates serve new connections; a broken file keeps the old ones and says so; live sessions survive"""
+    folder, (one, other) = world.folder(), [Authority(world.folder(), name) for name in ("one", "other")]
+    write = lambda authority: (folder / "cert.pem").write_bytes(authority.identity("localhost").read_bytes())
+    write(one)
+    it, target = await Reloading.run(world, folder=folder, listen={"addr": []}, tls={"cert": "cert.pem", "key": "cert.pem"}), world.target()
+
+    async def trusts(authority: Authority) -> bool:
+        wire = await open_tcp(it.gateway.port)
+        world.stack.callback(wire.close)
+        try:
+            await SecurePipe.connect(wire.sock, authority.client())
+        except ssl.SSLCertVerificationError:
+            return False
+        return True
+
+    client = await world.client(it.gateway, tls=one.client())
+    await client.connect({"apiKey": KEY, "url": target.url()})
+    connection = await (await target.accept()).open()
+    await client.expect_connected()
+    assert (await trusts(one), await trusts(other)) == (True, False)
+    write(other)
+    await it.reload()
+    assert (await trusts(one), await trusts(other)) == (False, True)
+    (folder / "cert.pem").write_text("no PEM")
+    said = await it.reload()
+    assert any("cert.pem" in line and "not reloaded" in line for line in said), said
+    assert (await trusts(one), await trusts(other)) == (False, True)
+    await passes(client, connection)
 
 
 async def test_many_reloads_while_a_session_is_inside_a_frame(world):

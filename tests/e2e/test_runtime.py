@@ -1,4 +1,4 @@
-"""CONTRACT 6 and issue 4.3: drivers, signals, limits of the process, and configuration that is refused."""
+"""The contract, section 6: drivers, signals, limits of the process, and configuration that is refused."""
 from __future__ import annotations
 
 import asyncio
@@ -124,7 +124,7 @@ async def test_emfile_on_accept(world):
 
 
 async def test_emfile_on_the_dial_is_an_error_of_this_session_alone(world):
-    """issue 4.3, on the dialling side: no file left for the target's socket: an error, and no end of the worker"""
+    """on the dialling side: no file left for the target's socket: an error, and no end of the worker"""
     gateway, target = await world.gateway(nofile=90, limits={"connect_timeout": "60s", "header_timeout": "60s"}), world.target()
     client = await world.client(gateway)
     wires = [await world.tcp(gateway) for _ in range(120)]
@@ -258,13 +258,14 @@ WRONG = {
     "egress": (GOOD.replace('"127.0.0.0/8"', '"127.0.0.0/99"'), "allow"),
     "country": (GOOD.replace('country = "DE"', 'country = "Germany"'), "country"),
     "slug missing": (GOOD.replace('slug = "de1"\n', ""), "slug"),
+    "certificate missing": (GOOD + '[listen.tls]\naddr = ["127.0.0.1:0"]\ncert = "c.pem"\nkey = "k.pem"\n', "c.pem"),
+    "proxy_protocol": (GOOD.replace("[listen]", "[listen]\nproxy_protocol = 'v2'"), "proxy_protocol"),
+    "proxy_protocol_from": (GOOD.replace("[listen]", "[listen]\nproxy_protocol_from = ['10.0.0.0/99']"), "proxy_protocol_from"),
     "keys file missing": (GOOD.replace("keys.toml", "nowhere.toml"), "nowhere.toml"),
 }
 UNBUILT = {
-    "listen.tls": (GOOD + '[listen.tls]\naddr = ["127.0.0.1:0"]\ncert = "c.pem"\nkey = "k.pem"\n', "tls"),
     "keys.store": (GOOD.replace('file = "keys.toml"', 'file = "keys.toml"\nstore = "redis://127.0.0.1:6379"'), "store"),
     "agents.tokens": (GOOD + '[agents]\ntokens = "agents.toml"\n', "agents"),
-    "proxy_protocol": (GOOD.replace("[listen]", "[listen]\nproxy_protocol = true"), "proxy_protocol"),
     "egress.proxy": (GOOD.replace("[egress]", '[egress]\nproxy = "http://127.0.0.1:3128"'), "proxy"),
     "runtime.relay": (GOOD.replace("[runtime]", '[runtime]\nrelay = "ring"'), "relay"),
 }
@@ -309,7 +310,7 @@ KEYS_WRONG = {
 
 @pytest.mark.parametrize("name", KEYS_WRONG)
 async def test_keys_file_that_is_refused(world, name):
-    """issue 4: for each key of the files a wrong value gives an error naming it"""
+    """for each key of the files a wrong value gives an error naming it"""
     keys, named = KEYS_WRONG[name]
     for command in ("check", "gateway"):
         code, said = await outcome(world, GOOD, keys, command=command)
@@ -360,7 +361,7 @@ async def test_usage_errors(world):
 
 
 async def test_a_busy_worker_keeps_its_times(world):
-    """TRAPS: accept, connect timeout and idle timeout hold while a worker relays at full load"""
+    """accept, connect timeout and idle timeout hold while a worker relays at full load"""
     gateway, target = await world.gateway(workers=1, limits={"connect_timeout": "1s"}), world.target()
     client, connection = await world.session(gateway, target)
     block = masked(BINARY, os.urandom(60_000)) * 10 + masked(TEXT, b"small") * 1000
@@ -386,3 +387,82 @@ async def test_a_busy_worker_keeps_its_times(world):
     assert not any(job.done() for job in load)
     for job in load:
         job.cancel()
+
+
+@pytest.mark.parametrize("number", ["1", "77", "x"])
+async def test_ready_fd_that_cannot_be(world, number):
+    """`--ready-fd N`; exit code 2: usage"""
+    process = await world.process("echo", "--listen", "127.0.0.1:0", "--ready-fd", number, ready=False)
+    assert await process.exit_code() == 2
+    assert "--ready-fd" in process.err and "listening" not in process.err, process.err
+
+
+async def test_address_that_another_gateway_has(world):
+    """Two gateways never share an address: the second one says so and exits 1"""
+    first = await world.gateway()
+    config = GOOD.replace('"127.0.0.1:0"', f'"127.0.0.1:{first.port}"')
+    code, said = await outcome(world, config, command="gateway")
+    assert code == 1 and f"127.0.0.1:{first.port}" in said and "in use" in said, (code, said)
+    await relays(world, first)
+
+
+async def test_key_that_cannot_be_shown_is_not_stored(world):
+    """`ringway key new` prints the key once; a key that nobody saw leaves no entry"""
+    file = world.folder() / "keys.toml"
+    with open("/dev/full", "w") as full:
+        process = await asyncio.create_subprocess_exec(os.environ["RINGWAY_BIN"], "key", "new", "--id", "lost", "--file", str(file), stdout=full, stderr=asyncio.subprocess.PIPE)
+        _, said = await process.communicate()
+    assert process.returncode == 1 and b"standard output" in said, said
+    assert file.read_text() == ""
+
+
+async def test_level_that_is_none(world):
+    """`RINGWAY_LOG` sets log levels; a misspelt one is an error, and not silence"""
+    process = await world.process("echo", "--listen", "127.0.0.1:0", ready=False, env={"RINGWAY_LOG": "inof"})
+    assert await process.exit_code() == 2 and "inof" in process.err, process.err
+
+
+async def answers_while(world, gateway, seconds: float) -> None:
+    """/healthz is answered again and again, whatever else goes on."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        wire = await world.tcp(gateway)
+        await wire.send(b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        assert b'{"ok":true}' in await wire.read_to_end(5)
+        wire.close()
+
+
+async def test_a_client_that_never_pauses_keeps_nobody_waiting(world):
+    """1.2: within 10 s of the upgrade; nothing blocks a worker: control frames without end, on the only worker"""
+    gateway = await world.gateway(workers=1, limits={"connect_timeout": "1s"})
+    client = await world.client(gateway)
+    block = masked(0xA, b"") * 100_000
+
+    async def flood() -> None:
+        while True:
+            await client.send(block, 30)
+
+    flooding = asyncio.create_task(flood())
+    began = time.monotonic()
+    await answers_while(world, gateway, 3)
+    await client.expect_close(1008, "Connect timeout")
+    with pytest.raises(OSError):
+        await asyncio.wait_for(flooding, 20)
+    assert time.monotonic() - began < 20
+
+
+async def test_a_target_that_never_stops_to_announce_keeps_nobody_waiting(world):
+    """closed or spoke no HTTP before its answer: `target_unreachable`; interim answers without end on the only worker"""
+    gateway, target = await world.gateway(workers=1), world.target()
+    client, connection = await world.dialling(gateway, target)
+    block = b"HTTP/1.1 100 Continue\r\n\r\n" * 10_000
+
+    async def flood() -> None:
+        while True:
+            await connection.send(block, 30)
+
+    flooding = asyncio.create_task(flood())
+    await client.expect_error("target_unreachable", 1011, contains="interim", patience=5)
+    with pytest.raises(OSError):
+        await asyncio.wait_for(flooding, 20)
+    await answers_while(world, gateway, 0.1)

@@ -1,4 +1,4 @@
-"""CONTRACT 1 and 3: the opening handshake with the target, and every way in which it fails."""
+"""The contract, section 1 and 3: the opening handshake with the target, and every way in which it fails."""
 from __future__ import annotations
 
 import asyncio
@@ -303,7 +303,7 @@ async def test_target_that_speaks_no_http_is_not_awaited(world):
 
 
 async def test_answer_head_without_end(world):
-    """DESIGN: a limit on everything: an answer's head too"""
+    """a limit on everything: an answer's head too"""
     gateway, target = await world.gateway(), world.target()
     client, connection = await world.dialling(gateway, target)
     before = gateway.rss()
@@ -445,7 +445,7 @@ async def test_a_refusing_address_is_followed_by_the_next_at_once(world):
 
 @in_namespace
 async def test_forbidden_addresses_are_dropped_from_the_answer(world):
-    """issue 4.7: vet every address (forbidden ones are dropped from the answer; `Target not allowed` only if none is left)"""
+    """vet every address (forbidden ones are dropped from the answer; `Target not allowed` only if none is left)"""
     gateway, _ = await with_names(world, "10.9.9.9 mixed.example.com\n127.0.0.1 mixed.example.com\n10.9.9.9 bad.example.com\nfd01::1 bad.example.com\n", allow=["127.0.0.0/8"])
     target = world.target()
     client = await ask(world, gateway, f"ws://mixed.example.com:{target.port}/")
@@ -457,7 +457,7 @@ async def test_forbidden_addresses_are_dropped_from_the_answer(world):
 
 @in_namespace
 async def test_200_names_that_hang_delay_nobody(world):
-    """issue 4.6: 200 names that hang delay nobody else"""
+    """200 names that hang delay nobody else"""
     gateway, dns = await with_names(world, names={"quick.example.com": "127.0.0.1"})
     target = world.target()
     hanging = [await ask(world, gateway, f"ws://hang{i}.example.com/") for i in range(200)]

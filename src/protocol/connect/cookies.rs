@@ -69,7 +69,6 @@ fn trim(text: &str) -> &str {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
     use super::super::json::Message;
     use super::*;
 

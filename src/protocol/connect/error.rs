@@ -20,7 +20,7 @@ pub enum ConnectError {
     #[error("not UTF-8")]
     NotUtf8,
     /// RFC 8259 is broken at this byte, or a number there is beyond a 64-bit float.
-    #[error("not JSON (byte {0})")]
+    #[error("not JSON{}", at_byte(*.0))]
     NotJson(usize),
     #[error("must be a JSON object, not {0}")]
     NotAnObject(&'static str),
@@ -89,6 +89,11 @@ fn shown(name: &str) -> String {
         shown.push('…');
     }
     shown
+}
+
+/// Not every error of the parser has a place, and at 0 a message was seen to begin well or badly without any help.
+fn at_byte(index: usize) -> String {
+    if index == 0 { String::new() } else { format!(" (byte {index})") }
 }
 
 #[cfg(test)]

@@ -133,7 +133,6 @@ fn is_field_value(text: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
     use super::super::json::Message;
     use super::*;
 

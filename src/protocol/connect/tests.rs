@@ -1,5 +1,4 @@
 //! The whole message: one table for each rule, and properties against an obvious reference on serde_json.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 mod properties;
 mod reference;
 

@@ -1,5 +1,4 @@
 //! The state machine between two simulated peers, with a clock of its own: seeded, so that a failure comes again.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 use proptest::prelude::*;
 
 use super::*;

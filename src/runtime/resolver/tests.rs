@@ -1,7 +1,5 @@
 //! The resolver against a tiny name server: one UDP socket and a thread, which answers by the first label of the name.
 
-#![allow(clippy::unwrap_used, clippy::panic)]
-
 use std::collections::HashSet;
 use std::fs;
 use std::net::UdpSocket;

@@ -7,8 +7,10 @@ import hashlib
 import json
 import os
 import socket
+import ssl
 
 from . import frames
+from .secure import SecurePipe
 from .wire import PATIENCE_S, PlainPipe, Wire
 
 GUID = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
@@ -53,9 +55,10 @@ class Client(Wire):
     masks = True
 
     @classmethod
-    async def tcp(cls, port: int, **sizes) -> "Client":
-        """Connected, nothing sent."""
-        return cls(await open_tcp(port, **sizes))
+    async def tcp(cls, port: int, *, tls: ssl.SSLContext | None = None, **sizes) -> "Client":
+        """Connected, nothing sent; with `tls` its handshake is done."""
+        pipe = await open_tcp(port, **sizes)
+        return cls(await SecurePipe.connect(pipe.sock, tls) if tls else pipe)
 
     async def upgrade(self, path: str = "/ws", headers: dict[str, str] | None = None, behind: bytes = b"") -> str:
         """The opening handshake; `behind` goes out in the same write. Gives the answer's head."""

@@ -51,13 +51,14 @@ def key_entry(key: str = KEY, **limits) -> dict:
     return {"id": f"id-{key}", "sha256": sha256_hex(key), **({"rate": 100000.0, "burst": 100000} if not limits else {}), **limits}
 
 
-def gateway_config(*, driver: str | None = None, workers: int = 2, limits: dict | None = None, egress: dict | None = None, agent: dict | None = None, top: dict | None = None, listen: dict | None = None) -> dict:
+def gateway_config(*, driver: str | None = None, workers: int = 2, limits: dict | None = None, egress: dict | None = None, agent: dict | None = None, top: dict | None = None, listen: dict | None = None, tls: dict | None = None) -> dict:
     """gateway.toml as the tests run it. Only keys that this stage of the gateway has: an unbuilt one is refused."""
     return {
         "node_id": "scraping-de1",
         **(top or {}),
         "runtime": {"workers": workers, "driver": driver or DRIVER},
         "listen": {"addr": ["127.0.0.1:0"], **(listen or {})},
+        **({"listen.tls": {"addr": ["127.0.0.1:0"], "cert": "cert.pem", "key": "key.pem", **tls}} if tls is not None else {}),
         "keys": {"file": "keys.toml"},
         "embedded_agent": {"slug": "de1", "country": "DE", **(agent or {})},
         "egress": {"allow": ["127.0.0.0/8", "::1/128"], **(egress or {})},
@@ -195,6 +196,8 @@ class Gateway(Process):
     """`ringway gateway -c gateway.toml`, listening."""
 
     port = 0
+    """Of the first plain listener, or of the first with TLS where there is no plain one."""
+    tls_port = 0
 
     @classmethod
     async def run(cls, folder: Path, *, keys: list[dict] | None = None, launcher: list[str] | None = None, env: dict | None = None, nofile: int | None = None, listening: bool = True, **config) -> "Gateway":
@@ -204,7 +207,11 @@ class Gateway(Process):
         gateway = await cls.start("gateway", "-c", str(folder / "gateway.toml"), cwd="/", launcher=launcher, env=env, nofile=nofile)
         if listening:
             try:
-                gateway.port = int((await gateway.line(r"^listening on (?:\S+):(\d+) \(public\)$"))[1])
+                if (config.get("listen") or {}).get("addr") != []:
+                    gateway.port = int((await gateway.line(r"^listening on (?:\S+):(\d+) \(public\)$"))[1])
+                if config.get("tls") is not None:
+                    gateway.tls_port = int((await gateway.line(r"^listening on (?:\S+):(\d+) \(public, tls\)$"))[1])
+                gateway.port = gateway.port or gateway.tls_port
                 await gateway.ready()
             except BaseException:
                 await gateway.kill()

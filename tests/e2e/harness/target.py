@@ -49,6 +49,9 @@ class TargetConnection(Wire):
 class Target:
     """A listening socket; connections wait in its queue until `accept`."""
 
+    pipe = TlsPipe
+    """How `wss://` connections are taken."""
+
     def __init__(self, host: str = "127.0.0.1", tls: ssl.SSLContext | None = None, *, port: int = 0, rcvbuf: int | None = None, sndbuf: int | None = None):
         self.tls = tls
         self.host = host
@@ -79,7 +82,7 @@ class Target:
 
     async def accept(self, patience: float = PATIENCE_S) -> TargetConnection:
         sock = await self.accept_tcp(patience)
-        pipe = await asyncio.wait_for(TlsPipe.accept(sock, self.tls), patience) if self.tls else PlainPipe(sock)
+        pipe = await asyncio.wait_for(self.pipe.accept(sock, self.tls), patience) if self.tls else PlainPipe(sock)
         connection = TargetConnection(pipe)
         self.connections.append(connection)
         return connection
@@ -105,7 +108,7 @@ class Target:
 
     async def _echo(self, sock: socket.socket) -> None:
         patience = 3600.0
-        connection = TargetConnection(PlainPipe(sock) if not self.tls else await TlsPipe.accept(sock, self.tls))
+        connection = TargetConnection(PlainPipe(sock) if not self.tls else await self.pipe.accept(sock, self.tls))
         self.connections.append(connection)
         try:
             await connection.open()

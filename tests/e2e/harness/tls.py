@@ -35,6 +35,20 @@ class Authority:
 
     def server(self, *names: str, days: tuple[int, int] = (-5, 5), alpn: list[str] | None = None) -> ssl.SSLContext:
         """A context with a certificate for these names and addresses."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(self.identity(*names, days=days))
+        if alpn is not None:
+            context.set_alpn_protocols(alpn)
+        return context
+
+    def client(self) -> ssl.SSLContext:
+        """A context that trusts this authority and nobody else."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.load_verify_locations(self.file)
+        return context
+
+    def identity(self, *names: str, days: tuple[int, int] = (-5, 5)) -> Path:
+        """A PEM file with a certificate for these names and addresses, and its key."""
         key = ec.generate_private_key(ec.SECP256R1())
 
         def san(name: str) -> x509.GeneralName:
@@ -55,8 +69,4 @@ class Authority:
             certificate.public_bytes(serialization.Encoding.PEM)
             + key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
         )
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(file)
-        if alpn is not None:
-            context.set_alpn_protocols(alpn)
-        return context
+        return file

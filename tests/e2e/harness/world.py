@@ -7,19 +7,33 @@ from pathlib import Path
 
 from .client import KEY, Client
 from .process import Gateway, Process
+from .secure import SecurePipe
 from .target import Target, TargetConnection
+from .tls import Authority
 
 
 class World:
-    def __init__(self) -> None:
+    def __init__(self, front_tls: bool = False, target_tls: bool = False) -> None:
+        """`front_tls`: gateways listen with TLS only, and clients connect so; `target_tls`: targets are `wss://`."""
         self.stack = AsyncExitStack()
+        self.front_tls, self.target_tls = front_tls, target_tls
+        self.authority = Authority(self.folder()) if front_tls or target_tls else None
+
+    def front(self, **options) -> dict:
+        """`options` of a gateway with what this world's front asks for."""
+        if self.front_tls and "tls" not in options:
+            pem = str(self.authority.identity("localhost", "127.0.0.1"))
+            options = {**options, "tls": {"cert": pem, "key": pem}, "listen": {**(options.get("listen") or {}), "addr": []}}
+        if self.target_tls:
+            options = {**options, "egress": {"ca_file": str(self.authority.file), **(options.get("egress") or {})}}
+        return options
 
     def folder(self) -> Path:
         return Path(self.stack.enter_context(tempfile.TemporaryDirectory(prefix="ringway-test-")))
 
     async def gateway(self, **options) -> Gateway:
         """A running gateway; options as for `Gateway.run` and `gateway_config`."""
-        gateway = await Gateway.run(options.pop("folder", None) or self.folder(), **options)
+        gateway = await Gateway.run(options.pop("folder", None) or self.folder(), **self.front(**options))
         self.stack.push_async_callback(gateway.kill)
         return gateway
 
@@ -29,12 +43,18 @@ class World:
         return process
 
     def target(self, *arguments, **options) -> Target:
+        if self.target_tls and "tls" not in options:
+            options["tls"] = self.authority.server("localhost", "127.0.0.1")
         target = Target(*arguments, **options)
+        if self.target_tls:
+            target.pipe = SecurePipe
         self.stack.callback(target.close)
         return target
 
     async def tcp(self, gateway: Gateway, **sizes) -> Client:
-        """A TCP connection to the gateway on which nothing was sent."""
+        """A connection to the gateway on which nothing was sent."""
+        if self.front_tls and "tls" not in sizes:
+            sizes["tls"] = self.authority.client()
         client = await Client.tcp(gateway.port, **sizes)
         self.stack.callback(client.close)
         return client
