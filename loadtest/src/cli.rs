@@ -18,7 +18,7 @@ use rustls::{
 };
 
 use crate::{
-    echo,
+    compare, echo,
     engine::{
         Plan, Work,
         payload::Payloads,
@@ -122,6 +122,15 @@ Ctrl-C ends it early, with the report of what there was.
         #[arg(long, default_value = "1m", value_parser = humantime::parse_duration)]
         interval: Duration,
     },
+    /// Relays side by side: starts each, measures each, and writes a report as HTML, Markdown and JSON
+    #[command(after_help = "\
+  ringway-loadtest compare                                     # all that is installed, in under 20 minutes
+  ringway-loadtest compare --only bare-copier,ringway,haproxy-tcp --scenario '64 B, 100' --repetitions 3
+  ringway-loadtest compare --print-config > mine.toml; ringway-loadtest compare --config mine.toml --out report
+
+What counts is the CPU time of the relay for a message that it passes one way, with everything on one core. Run a release
+build on a quiet machine. Exit code 1 if a measurement failed; the report says which.")]
+    Compare(compare::CompareArgs),
     /// The target: a WebSocket server that sends everything back, as cheaply as it can
     #[command(after_help = "\
   ringway-loadtest echo --addr 127.0.0.1:9000
@@ -351,6 +360,7 @@ pub fn run() -> ExitCode {
             plan.interval = Some(nanoseconds(interval).max(crate::clock::MILLISECOND));
             load::run("soak", &load, plan)
         }),
+        Command::Compare(args) => compare::run(&args),
         Command::Echo(args) => run_echo(&args),
     };
     result.unwrap_or_else(|error| {

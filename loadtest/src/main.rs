@@ -11,6 +11,7 @@
 
 mod cli;
 mod clock;
+mod compare;
 mod echo;
 mod engine;
 mod load;
