@@ -1,4 +1,7 @@
 //! The floor must be a relay like any other: every byte, whatever the sizes, and nothing left behind.
+// Helpers of tests end by a panic too.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
 use std::{
     io::{BufRead, BufReader},
     process::{Child, Command, Stdio},

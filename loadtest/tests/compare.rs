@@ -1,4 +1,7 @@
 //! The comparison as a whole: what is missing, what dies, and what the report says of it.
+// Helpers of tests end by a panic too.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
 use std::{
     fs,
     path::{Path, PathBuf},

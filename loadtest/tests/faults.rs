@@ -1,6 +1,9 @@
 //! The ruler checked: what goes wrong between the load and the echo is noticed, counted and shown.
 //!
 //! A small TCP proxy between the two flips a byte, loses one, delays, stalls or refuses.
+// Helpers of tests end by a panic too.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
 use std::{
     io::{self, BufRead, BufReader, Read, Write},
     net::{Shutdown, SocketAddr, TcpListener, TcpStream},

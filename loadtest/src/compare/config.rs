@@ -85,6 +85,9 @@ pub struct Contender {
     pub title: String,
     #[serde(default)]
     pub form: Form,
+    /// It speaks TLS; server.crt, server.key and server.pem (both) are in its folder.
+    #[serde(default)]
+    pub tls: bool,
     #[serde(default)]
     pub program: String,
     #[serde(default)]
@@ -156,7 +159,7 @@ impl Config {
             ensure!(contender.form == Form::Direct || !contender.program.is_empty(), "contender {name:?}: no program");
             for file in contender.files.keys() {
                 ensure!(
-                    Path::new(file).components().count() == 1 && !file.starts_with('.'),
+                    Path::new(file).components().count() == 1 && !file.starts_with('.') && !file.starts_with("server."),
                     "contender {name:?}: {file:?} is not the name of a file in its folder"
                 );
             }
@@ -206,10 +209,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_built_in_file_is_valid_and_has_its_marks() {
-        let config = Config::parse(DEFAULT).unwrap();
-        for name in [&config.run.baseline, &config.run.floor] {
-            assert!(config.contenders.iter().any(|contender| contender.name == *name), "{name}");
+    fn the_files_here_are_valid_and_have_their_marks() {
+        for file in [DEFAULT, include_str!("../../compare-more.toml")] {
+            let config = Config::parse(file).unwrap();
+            for name in [&config.run.baseline, &config.run.floor] {
+                assert!(config.contenders.iter().any(|contender| contender.name == *name), "{name}");
+            }
         }
     }
 

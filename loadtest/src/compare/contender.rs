@@ -26,6 +26,8 @@ const STOP: Duration = Duration::from_secs(3);
 #[derive(Clone, Debug)]
 pub struct Values {
     pub port: u16,
+    /// For a second process of the same contender.
+    pub port2: u16,
     pub echo_port: u16,
     pub dir: PathBuf,
     pub bin: PathBuf,
@@ -36,6 +38,7 @@ pub struct Values {
 impl Values {
     pub fn fill(&self, text: &str) -> String {
         text.replace("@port@", &self.port.to_string())
+            .replace("@port2@", &self.port2.to_string())
             .replace("@echo_port@", &self.echo_port.to_string())
             .replace("@dir@", &self.dir.to_string_lossy())
             .replace("@bin@", &self.bin.to_string_lossy())
@@ -101,6 +104,29 @@ pub fn spawn_on(core: Option<usize>, command: &mut Command) -> anyhow::Result<Ch
     })
 }
 
+/// What contenders with TLS present, made for this comparison.
+pub struct Certificate {
+    chain: String,
+    key: String,
+}
+
+impl Certificate {
+    /// # Errors
+    /// It cannot be made.
+    pub fn new() -> anyhow::Result<Self> {
+        let made = rcgen::generate_simple_self_signed(["localhost".into(), "127.0.0.1".into()])?;
+        Ok(Self { chain: made.cert.pem(), key: made.signing_key.serialize_pem() })
+    }
+
+    fn write(&self, folder: &Path) -> anyhow::Result<()> {
+        let both = format!("{}{}", self.chain, self.key);
+        for (name, text) in [("server.crt", &self.chain), ("server.key", &self.key), ("server.pem", &both)] {
+            fs::write(folder.join(name), text).with_context(|| format!("cannot write {name}"))?;
+        }
+        Ok(())
+    }
+}
+
 /// A contender that runs.
 pub struct Running {
     child: Child,
@@ -112,11 +138,19 @@ impl Running {
     ///
     /// # Errors
     /// One of these fails; with what it said itself.
-    pub fn start(contender: &Contender, values: &Values, core: Option<usize>) -> anyhow::Result<Self> {
+    pub fn start(
+        contender: &Contender,
+        values: &Values,
+        certificate: &Certificate,
+        core: Option<usize>,
+    ) -> anyhow::Result<Self> {
         let _ = fs::remove_dir_all(&values.dir);
         fs::create_dir_all(&values.dir).with_context(|| format!("cannot make {}", values.dir.display()))?;
         for (name, text) in &contender.files {
             fs::write(values.dir.join(name), values.fill(text)).with_context(|| format!("cannot write {name}"))?;
+        }
+        if contender.tls {
+            certificate.write(&values.dir)?;
         }
         let log = values.dir.join("output.log");
         let output = File::create(&log).with_context(|| format!("cannot write {}", log.display()))?;

@@ -47,7 +47,7 @@ pub fn report(results: &Results) -> String {
     let problems: Vec<String> = results.problems().collect();
     list(&mut out, "What went wrong", &problems, " class=\"problem\"");
     for table in results.tables() {
-        let _ = write!(out, "<h2>{}</h2><p>{}</p>\n", table.title, escape(&table.caption));
+        let _ = writeln!(out, "<h2>{}</h2><p>{}</p>", table.title, escape(&table.caption));
         if let Some(kind) = charts_of(table.title) {
             charts(&mut out, results, kind);
         }
@@ -150,6 +150,6 @@ fn write_contender(out: &mut String, contender: &ContenderResult) {
     }
     let _ = write!(out, "<pre>{}</pre>", escape(&contender.command));
     for (name, text) in &contender.files {
-        let _ = write!(out, "<p>{}</p><pre>{}</pre>\n", escape(name), escape(text.trim_end()));
+        let _ = writeln!(out, "<p>{}</p><pre>{}</pre>", escape(name), escape(text.trim_end()));
     }
 }

@@ -29,7 +29,7 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 
 use self::{
     config::{Config, Contender, Form, Kind, Scenario},
-    contender::{Running, Values},
+    contender::{Certificate, Running, Values},
     results::{Entry, Machine, Outcome, Results, Run, ScenarioResults},
 };
 use crate::{
@@ -129,6 +129,7 @@ struct Comparison {
     config: Config,
     results: Results,
     values: Values,
+    certificate: Certificate,
     key: String,
     echo: EchoProcess,
     progress: Progress,
@@ -193,7 +194,7 @@ impl Comparison {
         let key_sha256 = Sha256::digest(&key).iter().map(|byte| format!("{byte:02x}")).collect();
         let echo = EchoProcess::start(&own, config.run.echo_core)?;
         let folder = std::env::temp_dir().join(format!("ringway-loadtest-{}", std::process::id()));
-        let values = Values { port: 0, echo_port: echo.port, dir: folder.clone(), bin, ringway, key_sha256 };
+        let values = Values { port: 0, port2: 0, echo_port: echo.port, dir: folder.clone(), bin, ringway, key_sha256 };
         let mut results = Results {
             started: humantime::format_rfc3339_seconds(SystemTime::now()).to_string(),
             command: std::env::args().collect::<Vec<_>>().join(" "),
@@ -203,7 +204,8 @@ impl Comparison {
             ..Results::default()
         };
         for contender in &config.contenders {
-            let example = Values { port: 8000, echo_port: 9000, dir: PathBuf::from("DIR"), ..values.clone() };
+            let example =
+                Values { port: 8000, port2: 8001, echo_port: 9000, dir: PathBuf::from("DIR"), ..values.clone() };
             let missing = contender::missing(contender, &values);
             results.contenders.push(results::ContenderResult {
                 name: contender.name.clone(),
@@ -226,7 +228,19 @@ impl Comparison {
         {
             progress.line(&format!("left out: {left_out}"));
         }
-        Ok(Self { config, results, values, key, echo, progress, stop, budget: args.budget, failures, folder })
+        Ok(Self {
+            config,
+            results,
+            values,
+            certificate: Certificate::new()?,
+            key,
+            echo,
+            progress,
+            stop,
+            budget: args.budget,
+            failures,
+            folder,
+        })
     }
 
     fn measure_all(&mut self) {
@@ -295,12 +309,12 @@ impl Comparison {
             self.echo = EchoProcess::start(&std::env::current_exe()?, self.config.run.echo_core)?;
         }
         self.values.echo_port = self.echo.port;
-        self.values.port = contender::free_port()?;
+        (self.values.port, self.values.port2) = (contender::free_port()?, contender::free_port()?);
         self.values.dir = self.folder.join(&contender.name);
         let direct = contender.form == Form::Direct;
         let mut running = match direct {
             true => None,
-            false => Some(Running::start(contender, &self.values, self.config.run.relay_core)?),
+            false => Some(Running::start(contender, &self.values, &self.certificate, self.config.run.relay_core)?),
         };
         if scenario.kind == Kind::Idle {
             std::thread::sleep(SETTLE);
@@ -348,7 +362,8 @@ impl Comparison {
     fn plan(&self, scenario: &Scenario, contender: &Contender) -> anyhow::Result<Plan> {
         let echo = format!("ws://127.0.0.1:{}/", self.values.echo_port);
         let port = if contender.form == Form::Direct { self.values.echo_port } else { self.values.port };
-        let peer = format!("ws://127.0.0.1:{port}/");
+        let scheme = if contender.tls { "wss" } else { "ws" };
+        let peer = format!("{scheme}://127.0.0.1:{port}/");
         let form = match contender.form {
             Form::Direct | Form::Plain => route::Form::Direct,
             Form::Message => route::Form::Message,
@@ -360,7 +375,7 @@ impl Comparison {
             target: Some(echo),
             key: Some(self.key.clone()),
             ca_file: None,
-            insecure: false,
+            insecure: true,
         };
         let size = scenario.size()?;
         let duration = scenario.duration.unwrap_or(self.config.run.duration);
