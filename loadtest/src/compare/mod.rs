@@ -333,6 +333,7 @@ impl Comparison {
         check(&stats)?;
         let elapsed = seconds(last.time - first.time);
         let messages = last.messages - first.messages;
+        ensure!(messages > 0 || scenario.kind == Kind::Idle, "no message came back in the measured time");
         let cpu_us = match (cpu, messages) {
             (Some(cpu), 1..) if scenario.kind != Kind::Idle => Some(cpu * 1e6 / (2 * messages) as f64),
             _ => None,

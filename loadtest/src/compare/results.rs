@@ -181,12 +181,14 @@ impl Entry {
 }
 
 impl Results {
-    /// What went wrong, a line each. A contender that is not installed is no problem.
+    /// What went wrong, a line for each contender and scenario. A contender that is not installed is no problem.
     pub fn problems(&self) -> impl Iterator<Item = String> {
         self.scenarios.iter().flat_map(|scenario| {
             let name = &scenario.scenario.name;
-            scenario.entries.iter().flat_map(move |entry| {
-                entry.errors.iter().map(move |error| format!("{}, {name}: {error}", entry.contender))
+            scenario.entries.iter().filter_map(move |entry| {
+                let first = entry.errors.first()?;
+                let (failed, tried) = (entry.errors.len(), entry.errors.len() + entry.runs.len());
+                Some(format!("{}, {name}: {failed} of {tried} failed, the first: {first}", entry.contender))
             })
         })
     }

@@ -49,6 +49,7 @@ impl Results {
             self.latency_table(),
             self.memory_table(),
             self.verified_table(),
+            self.generator_table(),
         ]
         .into_iter()
         .flatten()
@@ -134,6 +135,27 @@ impl Results {
             let failed =
                 if entry.errors.is_empty() { String::new() } else { format!(", {} failed", entry.errors.len()) };
             format!("{:.1}{failed}", entry.verified_bytes() as f64 / f64::from(1 << 20))
+        })
+    }
+}
+
+impl Results {
+    fn generator_table(&self) -> Option<Table> {
+        let scenarios: Vec<&ScenarioResults> =
+            self.scenarios.iter().filter(|s| s.scenario.kind != Kind::Idle).collect();
+        let caption =
+            "Share of the measured time that the load generator's thread was on a core, median; and at a fixed \
+                       rate, by how much it missed the times at which messages were due, p99, which the latencies \
+                       contain. On a core that it shares, both depend on the relay."
+                .into();
+        self.table("The load generator itself", caption, &scenarios, |scenario, entry| {
+            let busy = entry.spread(|run| Some(run.load_busy * 100.0)).map_or(0.0, |busy| busy.median);
+            match entry.spread(|run| Some(run.load_late_p99_us)) {
+                Some(late) if scenario.scenario.kind == Kind::Latency => {
+                    format!("{busy:.0} %, late {}", time(late.median))
+                }
+                _ => format!("{busy:.0} %"),
+            }
         })
     }
 }
