@@ -1,0 +1,233 @@
+//! A contender as a process: started with its files, looked at, ended by its id.
+use std::{
+    fs::{self, File},
+    io,
+    net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
+    path::{Path, PathBuf},
+    process::{Child, Command, ExitStatus, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, anyhow, bail};
+
+use super::config::{Contender, Form};
+use crate::{
+    engine::pin,
+    process::{self, Sample},
+};
+
+/// How long it may take until it accepts connections.
+const START: Duration = Duration::from_secs(10);
+/// How long it may take to end when told to.
+const STOP: Duration = Duration::from_secs(3);
+
+/// What placeholders stand for.
+#[derive(Clone, Debug)]
+pub struct Values {
+    pub port: u16,
+    /// For a second process of the same contender.
+    pub port2: u16,
+    pub echo_port: u16,
+    pub dir: PathBuf,
+    pub bin: PathBuf,
+    pub ringway: PathBuf,
+    pub key_sha256: String,
+}
+
+impl Values {
+    pub fn fill(&self, text: &str) -> String {
+        text.replace("@port@", &self.port.to_string())
+            .replace("@port2@", &self.port2.to_string())
+            .replace("@echo_port@", &self.echo_port.to_string())
+            .replace("@dir@", &self.dir.to_string_lossy())
+            .replace("@bin@", &self.bin.to_string_lossy())
+            .replace("@ringway@", &self.ringway.to_string_lossy())
+            .replace("@key_sha256@", &self.key_sha256)
+    }
+}
+
+/// Finds a program: a path as it is, a name in PATH and where servers are installed.
+pub fn find(program: &str) -> Option<PathBuf> {
+    if program.contains('/') {
+        return Path::new(program).is_file().then(|| program.into());
+    }
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path)
+        .chain(["/usr/local/sbin", "/usr/sbin", "/sbin"].map(PathBuf::from))
+        .map(|folder| folder.join(program))
+        .find(|file| file.is_file())
+}
+
+/// Why a contender cannot take part; `None` if it can.
+pub fn missing(contender: &Contender, values: &Values) -> Option<String> {
+    if contender.form == Form::Direct {
+        return None;
+    }
+    let program = values.fill(&contender.program);
+    if find(&program).is_none() {
+        return Some(format!("{program} is not installed"));
+    }
+    contender.needs.iter().find(|file| !Path::new(file).exists()).map(|file| format!("{file} is not there"))
+}
+
+/// The first line that the program says about its version.
+pub fn version(contender: &Contender, values: &Values) -> Option<String> {
+    let program = find(&values.fill(&contender.program))?;
+    let output = Command::new(program).args(&contender.version).stdin(Stdio::null()).output().ok()?;
+    let text = [output.stdout, output.stderr].concat();
+    String::from_utf8_lossy(&text).lines().map(str::trim).find(|line| !line.is_empty()).map(str::to_owned)
+}
+
+/// A port that is free now.
+///
+/// # Errors
+/// There is none.
+pub fn free_port() -> io::Result<u16> {
+    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port())
+}
+
+/// Starts a process on a core. What it starts itself inherits that.
+///
+/// # Errors
+/// It cannot be started, or not there.
+pub fn spawn_on(core: Option<usize>, command: &mut Command) -> anyhow::Result<Child> {
+    // A child gets the affinity of the thread that makes it, so one of its own makes it.
+    thread::scope(|scope| {
+        let spawned = scope.spawn(|| {
+            if let Some(core) = core {
+                pin(core)?;
+            }
+            command.spawn().with_context(|| format!("cannot start {}", command.get_program().to_string_lossy()))
+        });
+        spawned.join().map_err(|_| anyhow!("the thread that starts processes has panicked"))?
+    })
+}
+
+/// What contenders with TLS present, made for this comparison.
+pub struct Certificate {
+    chain: String,
+    key: String,
+}
+
+impl Certificate {
+    /// # Errors
+    /// It cannot be made.
+    pub fn new() -> anyhow::Result<Self> {
+        let made = rcgen::generate_simple_self_signed(["localhost".into(), "127.0.0.1".into()])?;
+        Ok(Self { chain: made.cert.pem(), key: made.signing_key.serialize_pem() })
+    }
+
+    fn write(&self, folder: &Path) -> anyhow::Result<()> {
+        let both = format!("{}{}", self.chain, self.key);
+        for (name, text) in [("server.crt", &self.chain), ("server.key", &self.key), ("server.pem", &both)] {
+            fs::write(folder.join(name), text).with_context(|| format!("cannot write {name}"))?;
+        }
+        Ok(())
+    }
+}
+
+/// A contender that runs.
+pub struct Running {
+    child: Child,
+    log: PathBuf,
+}
+
+impl Running {
+    /// Writes its files, starts it, and waits until it accepts connections.
+    ///
+    /// # Errors
+    /// One of these fails; with what it said itself.
+    pub fn start(
+        contender: &Contender,
+        values: &Values,
+        certificate: &Certificate,
+        core: Option<usize>,
+    ) -> anyhow::Result<Self> {
+        let _ = fs::remove_dir_all(&values.dir);
+        fs::create_dir_all(&values.dir).with_context(|| format!("cannot make {}", values.dir.display()))?;
+        for (name, text) in &contender.files {
+            fs::write(values.dir.join(name), values.fill(text)).with_context(|| format!("cannot write {name}"))?;
+        }
+        if contender.tls {
+            certificate.write(&values.dir)?;
+        }
+        let log = values.dir.join("output.log");
+        let output = File::create(&log).with_context(|| format!("cannot write {}", log.display()))?;
+        let program = values.fill(&contender.program);
+        let program = find(&program).with_context(|| format!("{program} is not installed"))?;
+        let mut command = Command::new(program);
+        command.args(contender.command.iter().map(|argument| values.fill(argument)));
+        command.stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output);
+        let mut running = Self { child: spawn_on(core, &mut command)?, log };
+        running.wait_until_it_listens(values.port)?;
+        Ok(running)
+    }
+
+    fn wait_until_it_listens(&mut self, port: u16) -> anyhow::Result<()> {
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+        let started = Instant::now();
+        loop {
+            if let Some(status) = self.ended() {
+                bail!("it ended at once ({status}): {}", self.said());
+            }
+            if TcpStream::connect_timeout(&address, Duration::from_millis(200)).is_ok() {
+                return Ok(());
+            }
+            if started.elapsed() > START {
+                bail!("it did not listen on {address} within {} s: {}", START.as_secs(), self.said());
+            }
+            thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    pub fn ended(&mut self) -> Option<ExitStatus> {
+        self.child.try_wait().ok().flatten()
+    }
+
+    /// The end of what it wrote.
+    pub fn said(&self) -> String {
+        let text = fs::read(&self.log).unwrap_or_default();
+        let text = String::from_utf8_lossy(&text);
+        let lines: Vec<&str> = text.lines().rev().filter(|line| !line.trim().is_empty()).take(3).collect();
+        if lines.is_empty() {
+            "it said nothing".into()
+        } else {
+            lines.into_iter().rev().collect::<Vec<_>>().join(" | ")
+        }
+    }
+
+    /// # Errors
+    /// It is gone.
+    pub fn cpu_s(&self) -> anyhow::Result<f64> {
+        process::cpu_s(self.child.id())
+    }
+
+    /// # Errors
+    /// It is gone.
+    pub fn sample(&self) -> anyhow::Result<Sample> {
+        process::sample(self.child.id())
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if self.ended().is_none() {
+            let children = process::tree(self.child.id());
+            let _ = rustix::process::kill_process(
+                rustix::process::Pid::from_child(&self.child),
+                rustix::process::Signal::TERM,
+            );
+            let told = Instant::now();
+            while self.ended().is_none() && told.elapsed() < STOP {
+                thread::sleep(Duration::from_millis(5));
+            }
+            if self.ended().is_none() {
+                for id in children.into_iter().filter_map(|id| rustix::process::Pid::from_raw(id as i32)) {
+                    let _ = rustix::process::kill_process(id, rustix::process::Signal::KILL);
+                }
+                let _ = self.child.wait();
+            }
+        }
+    }
+}

@@ -1,0 +1,86 @@
+//! The report as Markdown.
+use std::fmt::Write as _;
+
+use super::{results::Results, tables::Table};
+
+/// The whole report.
+pub fn report(results: &Results) -> String {
+    let mut out = String::from("# Relays side by side\n\n");
+    for (name, value) in results.conditions() {
+        let _ = writeln!(out, "- **{name}:** {}", escape(&value));
+    }
+    for table in results.tables() {
+        let _ = write!(out, "\n## {}\n\n{}\n\n{}", table.title, table.caption, rows(&table));
+    }
+    list(&mut out, "Left out", left_out(results));
+    list(&mut out, "What went wrong", results.problems().collect());
+    list(&mut out, "Notes", results.notes.clone());
+    out.push_str("\n## Contenders\n\nPorts stand for whatever was free; DIR is a fresh folder.\n");
+    for contender in &results.contenders {
+        let version = contender.version.as_deref().unwrap_or("no version known");
+        let _ = write!(out, "\n### {}\n\n{}\n\n```\n{}\n```\n", contender.title, escape(version), contender.command);
+        for (name, text) in &contender.files {
+            let _ = write!(out, "\n`{name}`:\n\n```\n{}\n```\n", text.trim_end());
+        }
+    }
+    out
+}
+
+/// The table that counts, for a terminal.
+pub fn summary(results: &Results) -> String {
+    let mut out = String::new();
+    for table in results.tables().into_iter().take(2) {
+        let _ = write!(out, "{}\n\n{}\n", table.title, rows(&table));
+    }
+    for problem in results.problems().chain(left_out(results)) {
+        let _ = writeln!(out, "! {problem}");
+    }
+    out
+}
+
+pub fn left_out(results: &Results) -> Vec<String> {
+    let reason = |c: &super::results::ContenderResult| Some(format!("{}: {}", c.title, c.left_out.as_ref()?));
+    results.contenders.iter().filter_map(reason).collect()
+}
+
+fn list(out: &mut String, title: &str, items: Vec<String>) {
+    if !items.is_empty() {
+        let _ = write!(out, "\n## {title}\n\n");
+        for item in items {
+            let _ = writeln!(out, "- {}", escape(&item));
+        }
+    }
+}
+
+/// With columns of even width, so that it reads well as plain text too.
+fn rows(table: &Table) -> String {
+    let lines: Vec<Vec<String>> = std::iter::once(&table.head)
+        .chain(&table.rows)
+        .map(|row| row.iter().map(|cell| escape(cell)).collect())
+        .collect();
+    let width = |column: usize| lines.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
+    let widths: Vec<usize> = (0..table.head.len()).map(width).collect();
+    let mut out = String::new();
+    for (at, row) in lines.iter().enumerate() {
+        for (column, cell) in row.iter().enumerate() {
+            let pad = " ".repeat(widths[column] - cell.chars().count());
+            let _ = if column == 0 { write!(out, "| {cell}{pad} ") } else { write!(out, "| {pad}{cell} ") };
+        }
+        out.push_str("|\n");
+        if at == 0 {
+            for (column, width) in widths.iter().enumerate() {
+                let _ = if column == 0 {
+                    write!(out, "| {} ", "-".repeat(*width))
+                } else {
+                    write!(out, "| {}: ", "-".repeat(width - 1))
+                };
+            }
+            out.push_str("|\n");
+        }
+    }
+    out
+}
+
+fn escape(text: &str) -> String {
+    text.replace('|', "\\|").replace('<', "\\<").replace('\n', " ")
+}

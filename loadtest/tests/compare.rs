@@ -1,0 +1,183 @@
+//! The comparison as a whole: what is missing, what dies, and what the report says of it.
+// Helpers of tests end by a panic too.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, Output},
+};
+
+use serde_json::Value;
+
+const PROGRAM: &str = env!("CARGO_BIN_EXE_ringway-loadtest");
+
+const HEAD: &str = r#"
+[run]
+repetitions = 2
+warmup = "50ms"
+duration = "200ms"
+baseline = "copier"
+floor = "copier"
+
+[[scenario]]
+name = "small"
+kind = "throughput"
+size = "64"
+sessions = 5
+
+[[scenario]]
+name = "steady"
+kind = "latency"
+size = "0-1000"
+sessions = 5
+rate = 500
+
+[[scenario]]
+name = "idle"
+kind = "idle"
+size = "64"
+sessions = 20
+
+[[contender]]
+name = "direct"
+title = "no relay"
+form = "direct"
+
+[[contender]]
+name = "copier"
+title = "bare copier"
+program = "@bin@/bare-copier"
+command = ["--listen", "127.0.0.1:@port@", "--upstream", "127.0.0.1:@echo_port@"]
+version = ["--version"]
+"#;
+
+fn compare(name: &str, config: &str, more: &[&str]) -> (Output, PathBuf) {
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+    let _ = fs::remove_dir_all(&folder);
+    fs::create_dir_all(&folder).unwrap();
+    fs::write(folder.join("compare.toml"), config).unwrap();
+    let output = Command::new(PROGRAM)
+        .args(["compare", "--config"])
+        .arg(folder.join("compare.toml"))
+        .arg("--out")
+        .arg(&folder)
+        .args(more)
+        .output()
+        .unwrap();
+    (output, folder)
+}
+
+fn json(folder: &Path) -> Value {
+    serde_json::from_str(&fs::read_to_string(folder.join("report.json")).unwrap()).unwrap()
+}
+
+#[test]
+fn those_who_are_there_are_measured() {
+    let (output, folder) = compare("compare-good", HEAD, &[]);
+    assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+    let report = json(&folder);
+    let [small, steady, idle] = [0, 1, 2].map(|at| &report["scenarios"][at]["entries"]);
+    for run in small[1]["runs"].as_array().unwrap() {
+        assert!(run["cpu_us_per_message"].as_f64() > Some(0.1), "{run}");
+        assert!(run["verified_bytes"].as_u64() > Some(6400), "{run}");
+    }
+    assert_eq!(small[1]["runs"].as_array().unwrap().len(), 2);
+    assert!(small[0]["runs"][0]["cpu_us_per_message"].is_null(), "nobody relays in the direct line");
+    // Both repetitions together: half of the rate's messages each.
+    assert_eq!(steady[1]["latency"]["count"], 200);
+    assert!(idle[1]["runs"][0]["pss_kib_per_session"].is_number());
+
+    let page = fs::read_to_string(folder.join("report.html")).unwrap();
+    assert_eq!(page.matches("<svg").count(), 3);
+    assert!(page.contains("bare copier") && page.contains("--upstream 127.0.0.1:9000"));
+    for outside in ["<script", "<link", "src=", "href=", "url("] {
+        assert!(!page.contains(outside), "the page is not self-contained: {outside}");
+    }
+    let markdown = fs::read_to_string(folder.join("report.md")).unwrap();
+    assert!(markdown.contains("| bare copier |"), "{markdown}");
+}
+
+#[test]
+fn who_dies_or_is_missing_does_not_stop_the_others() {
+    let config = format!(
+        "{HEAD}
+[[contender]]
+name = \"dies\"
+title = \"dies soon\"
+program = \"timeout\"
+command = [\"-s\", \"KILL\", \"0.15\", \"@bin@/bare-copier\", \"--listen\", \"127.0.0.1:@port@\", \"--upstream\", \"127.0.0.1:@echo_port@\"]
+
+[[contender]]
+name = \"stumbles\"
+title = \"does not start\"
+program = \"sh\"
+command = [\"-c\", \"echo no configuration >&2; exit 3\"]
+
+[[contender]]
+name = \"missing\"
+title = \"not installed\"
+program = \"no-such-program-anywhere\"
+"
+    );
+    let (output, folder) = compare("compare-bad", &config, &["--scenario", "small"]);
+    assert_eq!(output.status.code(), Some(1));
+    let report = json(&folder);
+    let entries = &report["scenarios"][0]["entries"];
+    assert_eq!(entries[1]["runs"].as_array().unwrap().len(), 2, "{report}");
+    assert_eq!(entries[2]["runs"].as_array().unwrap().len(), 0);
+    assert_eq!(entries[2]["errors"].as_array().unwrap().len(), 2);
+    let stumbled = entries[3]["errors"][0].as_str().unwrap();
+    assert!(stumbled.contains("exit status: 3") && stumbled.contains("no configuration"), "{stumbled}");
+    let left_out = report["contenders"][4]["left_out"].as_str().unwrap();
+    assert!(left_out.contains("no-such-program-anywhere is not installed"), "{left_out}");
+    let page = fs::read_to_string(folder.join("report.html")).unwrap();
+    assert!(page.contains("What went wrong") && page.contains("is not installed"));
+}
+
+#[test]
+fn a_relay_that_changes_bytes_is_not_measured() {
+    // It answers every connection with the same bytes.
+    let config = format!(
+        "{HEAD}
+[[contender]]
+name = \"liar\"
+title = \"liar\"
+program = \"python3\"
+command = [\"@dir@/liar.py\", \"@port@\"]
+
+[contender.files]
+\"liar.py\" = '''
+import base64, hashlib, socket, sys, threading
+listener = socket.create_server((\"127.0.0.1\", int(sys.argv[1])), backlog=64)
+def serve(tcp):
+    head = b\"\"
+    while not head.endswith(b\"\\r\\n\\r\\n\"):
+        more = tcp.recv(4096)
+        if not more:
+            return
+        head += more
+    key = [line.split(b\": \")[1] for line in head.split(b\"\\r\\n\") if line.startswith(b\"Sec-WebSocket-Key\")][0]
+    accept = base64.b64encode(hashlib.sha1(key + b\"258EAFA5-E914-47DA-95CA-C5AB0DC85B11\").digest())
+    tcp.sendall(b\"HTTP/1.1 101 x\\r\\nUpgrade: websocket\\r\\nConnection: Upgrade\\r\\nSec-WebSocket-Accept: \" + accept + b\"\\r\\n\\r\\n\")
+    while tcp.recv(4096):
+        tcp.sendall(b\"\\x82\\x40\" + b\"A\" * 64)
+while True:
+    threading.Thread(target=serve, args=(listener.accept()[0],), daemon=True).start()
+'''
+"
+    );
+    let (output, folder) = compare("compare-liar", &config, &["--scenario", "small", "--only", "direct,liar"]);
+    assert_eq!(output.status.code(), Some(1));
+    let error = json(&folder)["scenarios"][0]["entries"][1]["errors"][0].as_str().unwrap().to_owned();
+    assert!(error.contains("Mismatch") && error.contains("differs at byte"), "{error}");
+}
+
+#[test]
+fn a_file_that_makes_no_sense() {
+    let (output, _) = compare("compare-config", &HEAD.replace("rate = 500", ""), &[]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("scenario \"steady\": latency needs a rate"));
+    let (output, _) = compare("compare-name", HEAD, &["--only", "nobody"]);
+    assert!(String::from_utf8_lossy(&output.stderr).contains("there are direct, copier"));
+}
