@@ -27,14 +27,22 @@ const PLAINTEXT: usize = 48 * 1024;
 #[derive(Debug)]
 pub(super) struct Tls {
     connection: RefCell<Connection>,
+    /// A receive has something to give without anything new from the peer.
     has_plaintext: Cell<bool>,
+    /// Why nothing can be read any more; reported behind what came before it.
+    broken: RefCell<Option<rustls::Error>>,
     sending: SendLock,
 }
 
 impl Tls {
     pub fn new(mut connection: Connection) -> Self {
         connection.set_buffer_limit(None);
-        Self { connection: RefCell::new(connection), has_plaintext: Cell::new(false), sending: SendLock::default() }
+        Self {
+            connection: RefCell::new(connection),
+            has_plaintext: Cell::default(),
+            broken: RefCell::default(),
+            sending: SendLock::default(),
+        }
     }
 
     pub fn has_plaintext(&self) -> bool {
@@ -143,6 +151,15 @@ impl Tls {
             let drained = drain(connection, &mut out[taken..])?;
             taken += drained.len;
             self.has_plaintext.set(drained.more);
+            if self.broken.borrow().is_some() {
+                // What came in front of the broken record counts as received, and comes first.
+                if taken > 0 {
+                    self.has_plaintext.set(true);
+                    return Ok(Received::Data(taken));
+                }
+                let error = self.broken.take().unwrap_or_else(|| rustls::Error::General("broken record".into()));
+                return Err(io::Error::new(io::ErrorKind::InvalidData, error));
+            }
             if drained.ended {
                 self.has_plaintext.set(true);
                 return Ok(if taken > 0 { Received::Data(taken) } else { Received::End });
@@ -152,11 +169,7 @@ impl Tls {
                 return Ok(if taken > 0 { Received::Data(taken) } else { Received::Nothing });
             }
             if let Err(error) = connection.process_new_packets() {
-                // What came in front of the broken record counts as received. rustls repeats the error.
-                if taken > 0 {
-                    return Ok(Received::Data(taken));
-                }
-                return Err(io::Error::new(io::ErrorKind::InvalidData, error));
+                *self.broken.borrow_mut() = Some(error);
             }
         }
     }

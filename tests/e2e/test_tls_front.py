@@ -377,11 +377,18 @@ async def test_close_notify_without_a_close_is_the_clients_end(world):
     await connection.expect_end()
 
 
-async def test_a_broken_record_is_the_clients_end(world):
+@pytest.mark.parametrize("together", [False, True])
+async def test_a_broken_record_is_the_clients_end(world, together):
     """what is no TLS record cannot be read on: the client is lost, and what came before counts"""
     gateway, _, client, connection = await world.pair()
     made = await client.send_text("before")
+    if together:
+        # One receive brings both records: what was sent waits in the kernel while the gateway stands still.
+        gateway.signal(signal.SIGSTOP)
+        made += await client.send_text("and this")
     await PlainPipe.send(client.pipe, b"\x17\x03\x03\x00\x40" + os.urandom(64))
+    if together:
+        gateway.signal(signal.SIGCONT)
     await connection.expect_raw(made)
     await connection.expect_close(1001, "Client disconnected")
     await connection.send_close(1001)
