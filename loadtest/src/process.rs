@@ -53,7 +53,7 @@ fn cpu_of(tree: &[u32]) -> anyhow::Result<f64> {
 }
 
 /// The process and its descendants.
-pub fn tree(pid: u32) -> Vec<u32> {
+fn tree(pid: u32) -> Vec<u32> {
     let mut found = vec![pid];
     let mut seen = BTreeSet::from([pid]);
     let mut at = 0;

@@ -99,6 +99,31 @@ fn those_who_are_there_are_measured() {
 }
 
 #[test]
+fn whatever_a_contender_has_started_ends_with_it() {
+    let config = format!(
+        "{HEAD}
+[[contender]]
+name = \"pair\"
+title = \"two copiers\"
+program = \"sh\"
+command = [\"-c\", \"@bin@/bare-copier --listen 127.0.0.1:@port2@ --upstream 127.0.0.1:@echo_port@ & exec @bin@/bare-copier --listen 127.0.0.1:@port@ --upstream 127.0.0.1:@port2@\"]
+"
+    );
+    let marked =
+        config.replace("bare-copier --listen 127.0.0.1:@port2@", "bare-copier --splice --listen 127.0.0.1:@port2@");
+    let (output, folder) = compare("compare-pair", &marked, &["--scenario", "small", "--only", "pair"]);
+    assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(json(&folder)["scenarios"][0]["entries"][0]["runs"].as_array().unwrap().len(), 2);
+    let left = fs::read_dir("/proc").unwrap().filter_map(|entry| {
+        let line = fs::read(entry.ok()?.path().join("cmdline")).ok()?;
+        let line = String::from_utf8_lossy(&line).replace('\0', " ");
+        line.starts_with(concat!(env!("CARGO_BIN_EXE_bare-copier"), " --splice --listen")).then_some(line)
+    });
+    // Other tests start it with the words in another order.
+    assert_eq!(left.collect::<Vec<_>>(), Vec::<String>::new());
+}
+
+#[test]
 fn who_dies_or_is_missing_does_not_stop_the_others() {
     let config = format!(
         "{HEAD}

@@ -3,6 +3,7 @@ use std::{
     fs::{self, File},
     io,
     net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
+    os::unix::process::CommandExt,
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
     thread,
@@ -159,6 +160,8 @@ impl Running {
         let mut command = Command::new(program);
         command.args(contender.command.iter().map(|argument| values.fill(argument)));
         command.stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output);
+        // A group of its own, so that whatever it starts can be ended with it.
+        command.process_group(0);
         let mut running = Self { child: spawn_on(core, &mut command)?, log };
         running.wait_until_it_listens(values.port)?;
         Ok(running)
@@ -212,22 +215,15 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        if self.ended().is_none() {
-            let children = process::tree(self.child.id());
-            let _ = rustix::process::kill_process(
-                rustix::process::Pid::from_child(&self.child),
-                rustix::process::Signal::TERM,
-            );
-            let told = Instant::now();
-            while self.ended().is_none() && told.elapsed() < STOP {
-                thread::sleep(Duration::from_millis(5));
-            }
-            if self.ended().is_none() {
-                for id in children.into_iter().filter_map(|id| rustix::process::Pid::from_raw(id as i32)) {
-                    let _ = rustix::process::kill_process(id, rustix::process::Signal::KILL);
-                }
-                let _ = self.child.wait();
-            }
+        use rustix::process::{Pid, Signal, kill_process_group};
+        let group = Pid::from_child(&self.child);
+        let _ = kill_process_group(group, Signal::TERM);
+        let told = Instant::now();
+        while self.ended().is_none() && told.elapsed() < STOP {
+            thread::sleep(Duration::from_millis(5));
         }
+        // Those that did not hear, and those that outlived their parent.
+        let _ = kill_process_group(group, Signal::KILL);
+        let _ = self.child.wait();
     }
 }

@@ -5,7 +5,9 @@ use super::results::Spread;
 use crate::{engine::stats::Point, report::time};
 
 /// Distinct for those who see colours otherwise too (Okabe and Ito), and then once more with dashes.
-const COLOURS: [&str; 8] = ["#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#7F7F7F"];
+const COLOURS: [&str; 7] = ["#000000", "#0072B2", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#7F7F7F"];
+/// The one that the page is about, in bars and lines.
+const OWN: &str = "#D55E00";
 
 /// A bar with its name, the one that the page is about or not.
 pub struct Bar {
@@ -90,10 +92,10 @@ pub struct Curve<'a> {
 
 /// Latency over percentile; the axis gives each further nine the same room.
 pub fn curves(title: &str, curves: &[Curve]) -> String {
-    const WIDTH: f64 = 760.0;
+    const WIDTH: f64 = 820.0;
     const HEIGHT: f64 = 400.0;
     const LEFT: f64 = 64.0;
-    const RIGHT: f64 = 210.0;
+    const RIGHT: f64 = 260.0;
     const TOP: f64 = 34.0;
     const BOTTOM: f64 = 36.0;
     let fewest = curves.iter().filter_map(|curve| curve.points.last()).map(|point| point.count).min().unwrap_or(1);
@@ -148,7 +150,7 @@ pub fn curves(title: &str, curves: &[Curve]) -> String {
         let curve = &curves[index];
         let style = format!(
             "stroke:{};stroke-width:{};stroke-dasharray:{}",
-            COLOURS[index % COLOURS.len()],
+            if curve.own { OWN } else { COLOURS[index % COLOURS.len()] },
             if curve.own { 3.0 } else { 1.6 },
             ["none", "6 3", "2 3"][(index / COLOURS.len()).min(2)]
         );
