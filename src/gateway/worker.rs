@@ -293,7 +293,8 @@ impl Worker {
         while self.awaited.get() > 0 {
             if deadline::until(last, self.fewer.wait()).await.is_none() {
                 // What is still there ends with the process.
-                return self.records.write_all();
+                self.records.write_all();
+                return std::future::pending().await;
             }
         }
         // Requests that are still answered are worth a moment, and no more.

@@ -369,19 +369,9 @@ async def test_reload_in_a_drain_is_left_out(world):
 
 
 async def with_admin(world, **limits):
-    """A gateway with an admin listener, and that one's port; skips where this version has none."""
-    folder = world.folder()
-    config = {**gateway_config(limits=limits), "admin": {"addr": "127.0.0.1:0"}}
-    (folder / "gateway.toml").write_text(toml(config))
-    (folder / "keys.toml").write_text(toml({"key": [key_entry()]}))
-    checked = await asyncio.create_subprocess_exec(
-        binary(), "check", "-c", str(folder / "gateway.toml"), stderr=asyncio.subprocess.PIPE,
-    )
-    _, said = await checked.communicate()
-    if b"[admin]" in said:
-        pytest.skip("this version has no admin listener")
-    gateway = await world.gateway(folder=folder, top={"admin": {"addr": "127.0.0.1:0"}}, limits=limits)
-    return gateway, int((await gateway.line(r"^listening on \S+:(\d+) \(admin\)$"))[1])
+    """A gateway with an admin listener, and that one's port."""
+    gateway = await world.gateway(admin=True, limits=limits)
+    return gateway, gateway.admin_port
 
 
 async def post_drain(world, port: int) -> None:
