@@ -347,9 +347,9 @@ impl<'a> Conversation<'a> {
                 let text = format!("Disconnected (code: {code_text}, reason: {reason:?})");
                 let well = code.is_none_or(|code| code == NORMAL);
                 if well {
-                    self.screen.status(&text)
+                    self.screen.status(&text);
                 } else {
-                    self.screen.error(&text)
+                    self.screen.error(&text);
                 }
                 well
             }
