@@ -34,6 +34,8 @@ pub struct Args {
 pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let ready = process::take_ready_fd(args.ready_fd)?;
     let _logs = process::start_logs()?;
+    // Early: a SIGHUP that comes while the files are read must not end the process.
+    let mut threads = Threads::with_signals_and_reload()?;
     let config = GatewayConfig::load(&args.config)?;
     let keys = keys::load(&config.keys.file)?;
     let roots = config.egress.roots()?;
@@ -41,7 +43,6 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     threads::raise_open_files();
     let driver = Driver::choose(config.runtime.driver).context("runtime.driver")?;
     driver.log();
-    let mut threads = Threads::with_signals_and_reload()?;
     let admin = config.admin.addr.map(Admin::bind).transpose()?;
     let gateway = Gateway::start(config, keys, roots, tls, &driver, &mut threads)?;
     for address in &gateway.addresses {
