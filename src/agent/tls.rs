@@ -48,5 +48,31 @@ pub fn explain(error: &io::Error) -> String {
             _ => format!("TLS: {}", super::dial::explain(error)),
         };
     };
-    format!("TLS: {error}")
+    format!("TLS: {}", in_words(error))
+}
+
+fn in_words(error: &rustls::Error) -> String {
+    use rustls::{CertificateError as Certificate, Error};
+    let why = match error {
+        Error::InvalidCertificate(Certificate::UnknownIssuer) => {
+            "its certificate is signed by nobody who is trusted here"
+        }
+        Error::InvalidCertificate(Certificate::Expired | Certificate::ExpiredContext { .. }) => {
+            "its certificate has expired"
+        }
+        Error::InvalidCertificate(Certificate::NotValidYet | Certificate::NotValidYetContext { .. }) => {
+            "its certificate is not valid yet"
+        }
+        Error::InvalidCertificate(Certificate::NotValidForName | Certificate::NotValidForNameContext { .. }) => {
+            "its certificate is for another name"
+        }
+        Error::InvalidCertificate(Certificate::BadSignature) => "its certificate's signature is wrong",
+        Error::InvalidCertificate(Certificate::Revoked) => "its certificate is revoked",
+        Error::InvalidCertificate(Certificate::Other(other)) if other.to_string().contains("CaUsedAsEndEntity") => {
+            "its certificate is an authority's own (CA:TRUE), which must not be a server's"
+        }
+        Error::InvalidCertificate(Certificate::BadEncoding) => "its certificate cannot be read",
+        other => return other.to_string(),
+    };
+    why.to_owned()
 }

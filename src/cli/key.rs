@@ -36,7 +36,7 @@ enum Command {
 
 #[derive(Debug, clap::Args)]
 struct NewArgs {
-    /// What stands for the key in logs and metrics
+    /// What stands for the key in logs and in /sessions
     #[arg(long, value_name = "NAME", value_parser = names::key_id)]
     id: String,
     /// Sessions a second that it may open, also a fraction [default: 10]

@@ -38,7 +38,7 @@ Environment:
   NO_COLOR            no colours in `ringway connect`
 
 Signals (gateway):
-  SIGHUP              read the keys file and egress.ca_file again; sessions go on
+  SIGHUP              read keys, certificates and egress.ca_file again; sessions go on
   SIGTERM, SIGINT     drain: close sessions spread over limits.drain, then exit 0; the second one exits 1 at once
 
 Exit codes: 0 done, 1 failed while running, 2 usage or configuration";
@@ -47,7 +47,7 @@ Exit codes: 0 done, 1 failed while running, 2 usage or configuration";
 enum Command {
     /// Run a gateway, an agent and an echo target on this machine, and print lines to paste
     Dev(dev::Args),
-    /// Run the gateway. SIGHUP reads its keys again, SIGTERM closes its sessions bit by bit and ends it
+    /// Run the gateway. SIGHUP reads keys and certificates again, SIGTERM closes its sessions bit by bit and ends it
     Gateway(gateway::Args),
     /// Check a configuration file
     Check(check::Args),

@@ -9,6 +9,7 @@ use super::{
 use crate::{
     protocol::proxy,
     relay::{deadline, socket::Socket},
+    telemetry::counters,
 };
 
 /// Takes a connection to the point where requests can be read from it, until `deadline`. `None`: it came to nothing,
@@ -16,11 +17,18 @@ use crate::{
 pub(super) async fn arrive(worker: &Worker, mut client: Client, deadline: Instant) -> Option<Client> {
     let shared = &worker.shared;
     if shared.proxy_protocol && !read_proxy_header(&mut client, deadline).await {
+        worker.counters.refused(counters::PROXY_PROTOCOL);
         return None;
     }
     match (&shared.tls, client.secure) {
         (Some(acceptor), true) => match acceptor.connection() {
-            Ok(connection) => handshake(client, connection, deadline).await,
+            Ok(connection) => {
+                let shaken = handshake(client, connection, deadline).await;
+                if shaken.is_none() {
+                    worker.counters.refused(counters::TLS_HANDSHAKE);
+                }
+                shaken
+            }
             Err(error) => {
                 tracing::error!(client = %client.peer, "cannot begin TLS: {error}");
                 None

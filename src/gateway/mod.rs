@@ -24,7 +24,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use arc_swap::ArcSwap;
@@ -55,6 +55,9 @@ use crate::{
     },
     telemetry::counters::WorkerCounters,
 };
+
+/// The shortest drain: for the Closes to go out.
+const LEAST_DRAIN: Duration = Duration::from_millis(250);
 
 /// What all workers of a gateway share.
 #[derive(Debug)]
@@ -163,7 +166,14 @@ impl Shared {
         self.draining.store(true, Ordering::SeqCst);
         let relayed = self.relayed.load(Ordering::SeqCst);
         let all = usize::try_from(self.sessions()).unwrap_or(usize::MAX);
-        Drain::new(Instant::now(), self.limits.drain, relayed, all.saturating_sub(relayed), fastrand::u64(..))
+        // Even with no time at all, each is told.
+        Drain::new(
+            Instant::now(),
+            self.limits.drain.max(LEAST_DRAIN),
+            relayed,
+            all.saturating_sub(relayed),
+            fastrand::u64(..),
+        )
     }
 
     /// Sessions now, from a validated connect message on.

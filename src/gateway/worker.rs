@@ -252,6 +252,7 @@ impl Worker {
     fn take(self: &Rc<Self>, tcp: TcpStream, peer: SocketAddr, tls: bool) {
         if !self.shared.may_connect(peer.ip()) {
             tracing::debug!(%peer, "connection refused: its address is not in listen.proxy_protocol_from");
+            self.counters.refused(counters::ADDRESS);
             return;
         }
         let Some(pending) = Counted::new(&self.shared, |shared| &shared.pending, self.shared.limits.max_pending) else {

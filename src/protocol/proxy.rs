@@ -63,6 +63,10 @@ fn version_1(input: &[u8]) -> Result<Option<Header>, Broken> {
         return Ok(Some(Header { len, client: None }));
     }
     let broken = Broken("the PROXY protocol header, version 1, is broken");
+    // A number's sign, which Rust would read, is in none of the header's words.
+    if line.contains(&b'+') {
+        return Err(broken);
+    }
     // Within the line there is nothing more to come, so what `ppp` calls incomplete is broken too.
     let header = v1::Header::try_from(&input[..len]).map_err(|_| broken)?;
     let client = match header.addresses {

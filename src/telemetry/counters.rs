@@ -133,8 +133,14 @@ pub const TOO_MANY_PENDING: &str = "too_many_pending";
 pub const TIMEOUT_HEAD: &str = "timeout_head";
 pub const TIMEOUT_MESSAGE: &str = "timeout_message";
 pub const BAD_FRAME: &str = "bad_frame";
-pub const REFUSALS: [&str; 14] = [
+pub const ADDRESS: &str = "address";
+pub const PROXY_PROTOCOL: &str = "proxy_protocol";
+pub const TLS_HANDSHAKE: &str = "tls_handshake";
+pub const REFUSALS: [&str; 17] = [
     TOO_MANY_PENDING,
+    ADDRESS,
+    PROXY_PROTOCOL,
+    TLS_HANDSHAKE,
     TIMEOUT_HEAD,
     TIMEOUT_MESSAGE,
     BAD_FRAME,
