@@ -196,7 +196,8 @@ impl Client {
                 break;
             }
         }
-        self.socket.end_write().await;
+        // With TLS that sends something, which a client that reads nothing can make wait.
+        deadline::within(&self.socket, PATIENCE, self.socket.end_write()).await;
         loop {
             self.input.clear();
             if !self.more(deadline).await {

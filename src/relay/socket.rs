@@ -44,7 +44,8 @@ pub enum Received {
 #[derive(Debug)]
 pub struct Socket {
     tcp: UnsafeCell<TcpStream>,
-    tls: Option<Tls>,
+    /// In a box: plain connections need not have room for it.
+    tls: Option<Box<Tls>>,
     /// How often in a row it was readable at once.
     at_once: Cell<u8>,
 }
@@ -59,7 +60,7 @@ impl Socket {
     /// # Errors
     /// The connection failed or ended, or the peer was refused: then the error's inner error is a `rustls::Error`.
     pub async fn handshake(tcp: TcpStream, connection: rustls::Connection) -> io::Result<Self> {
-        let socket = Self { tls: Some(Tls::new(connection)), ..Self::plain(tcp) };
+        let socket = Self { tls: Some(Box::new(Tls::new(connection))), ..Self::plain(tcp) };
         if let Some(tls) = &socket.tls {
             tls.handshake(&socket).await?;
         }
@@ -69,7 +70,7 @@ impl Socket {
     /// The same connection with TLS on top; the handshake has not begun.
     #[must_use]
     pub fn with_tls(self, connection: rustls::Connection) -> Self {
-        Self { tls: Some(Tls::new(connection)), ..self }
+        Self { tls: Some(Box::new(Tls::new(connection))), ..self }
     }
 
     /// Begins the TLS handshake of a server, with what was received so far. Whether it is complete; if not, wait
@@ -100,7 +101,7 @@ impl Socket {
     /// # Errors
     /// The wait itself failed; a receive then tells why.
     pub async fn readable(&self) -> io::Result<()> {
-        if self.tls.as_ref().is_some_and(Tls::has_plaintext) {
+        if self.tls.as_ref().is_some_and(|tls| tls.has_plaintext()) {
             return Ok(());
         }
         let mut waited = false;
