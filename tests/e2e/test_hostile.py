@@ -407,7 +407,7 @@ async def test_flood_after_an_error(world):
 
 
 async def test_flood_through_the_relay(world):
-    """TRAPS: accept, connect timeout and idle timeout hold while a worker relays as fast as the kernel can"""
+    """accept, connect timeout and idle timeout hold while a worker relays as fast as the kernel can"""
     gateway = await world.gateway(workers=1, limits={"connect_timeout": "1s"})
     sink = socket.create_server(("127.0.0.1", 0))
     world.stack.callback(sink.close)
