@@ -204,19 +204,14 @@ impl Shared {
                 Ok(format!("{count} beside the system's own"))
             }));
         }
-        if let (true, Some(file)) = (self.tls.is_some(), certificate) {
+        if let Some(file) = certificate {
             let shared = self.clone();
             reloaders.push(Reloader::new("TLS certificate and key", file, move |_| {
-                shared.tls().map_or(Ok(()), Acceptor::reload)?;
+                shared.tls.as_ref().map_or(Ok(()), Acceptor::reload)?;
                 Ok("new connections get it".to_owned())
             }));
         }
         reloaders
-    }
-
-    /// What takes TLS connections, if there are TLS listeners: to exchange its certificate.
-    pub fn tls(&self) -> Option<&Acceptor> {
-        self.tls.as_ref()
     }
 
     /// Whether a connection from this address is taken at all.

@@ -51,11 +51,15 @@ impl TcpInfo {
 /// How far the peer's TCP has come with what was sent to it. A socket that cannot tell has taken nothing.
 pub fn progress(socket: BorrowedFd<'_>) -> Progress {
     let acknowledged = TcpInfo::of(socket).map_or(0, |info| info.u64_at(OFFSET_BYTES_ACKED));
+    Progress { acknowledged, queued: queued(socket) }
+}
+
+/// Bytes that were sent and not acknowledged yet.
+fn queued(socket: BorrowedFd<'_>) -> u64 {
     let mut queued: libc::c_int = 0;
     // SAFETY: SIOCOUTQ (the same number as TIOCOUTQ) writes one int.
     let result = unsafe { libc::ioctl(socket.as_raw_fd(), libc::TIOCOUTQ, &raw mut queued) };
-    let queued = if result == 0 { u64::try_from(queued).unwrap_or(0) } else { 0 };
-    Progress { acknowledged, queued }
+    if result == 0 { u64::try_from(queued).unwrap_or(0) } else { 0 }
 }
 
 /// What a peer's TCP owes, and how long it has been silent.
@@ -72,7 +76,7 @@ pub struct Peer {
 pub fn peer(socket: BorrowedFd<'_>) -> Option<Peer> {
     let info = TcpInfo::of(socket).ok()?;
     Some(Peer {
-        progress: progress(socket),
+        progress: Progress { acknowledged: info.u64_at(OFFSET_BYTES_ACKED), queued: queued(socket) },
         silent: Duration::from_millis(info.u32_at(OFFSET_LAST_ACK_RECEIVED).into()),
         asked: info.u32_at(OFFSET_UNACKED) > 0 || info.0[OFFSET_PROBES] > 0,
     })
