@@ -2,4 +2,5 @@
 pub mod dial;
 pub mod egress;
 pub mod handshake;
+pub mod insecure;
 pub mod tls;

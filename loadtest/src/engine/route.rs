@@ -7,6 +7,7 @@ use std::{
 };
 
 use anyhow::{Context, bail, ensure};
+use ringway::agent::insecure::trust_anybody;
 use rustls::{
     ClientConfig, RootCertStore,
     pki_types::{CertificateDer, ServerName, pem::PemObject},
@@ -145,12 +146,14 @@ fn resolve(host: &Host<String>, port: u16) -> anyhow::Result<SocketAddr> {
 
 fn client_config(wanted: &Wanted) -> anyhow::Result<ClientConfig> {
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let builder = ClientConfig::builder_with_provider(provider.clone()).with_safe_default_protocol_versions()?;
-    if wanted.insecure {
-        let verifier = Arc::new(insecure::AnyCertificate(provider));
-        return Ok(builder.dangerous().with_custom_certificate_verifier(verifier).with_no_client_auth());
-    }
+    let builder = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?;
     let mut roots = RootCertStore::empty();
+    if wanted.insecure {
+        let mut config = builder.with_root_certificates(roots).with_no_client_auth();
+        // So that a relay with a certificate of its own making can be measured.
+        trust_anybody(&mut config);
+        return Ok(config);
+    }
     if let Some(file) = &wanted.ca_file {
         let read = || -> Result<Vec<CertificateDer<'static>>, rustls::pki_types::pem::Error> {
             CertificateDer::pem_file_iter(file)?.collect()
@@ -166,56 +169,6 @@ fn client_config(wanted: &Wanted) -> anyhow::Result<ClientConfig> {
         roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
     }
     Ok(builder.with_root_certificates(roots).with_no_client_auth())
-}
-
-mod insecure {
-    use std::sync::Arc;
-
-    use rustls::{
-        DigitallySignedStruct, Error, SignatureScheme,
-        client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
-        crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature},
-        pki_types::{CertificateDer, ServerName, UnixTime},
-    };
-
-    /// Takes any certificate, so that a relay with a certificate of its own making can be measured.
-    #[derive(Debug)]
-    pub(super) struct AnyCertificate(pub Arc<CryptoProvider>);
-
-    impl ServerCertVerifier for AnyCertificate {
-        fn verify_server_cert(
-            &self,
-            _: &CertificateDer<'_>,
-            _: &[CertificateDer<'_>],
-            _: &ServerName<'_>,
-            _: &[u8],
-            _: UnixTime,
-        ) -> Result<ServerCertVerified, Error> {
-            Ok(ServerCertVerified::assertion())
-        }
-
-        fn verify_tls12_signature(
-            &self,
-            message: &[u8],
-            cert: &CertificateDer<'_>,
-            dss: &DigitallySignedStruct,
-        ) -> Result<HandshakeSignatureValid, Error> {
-            verify_tls12_signature(message, cert, dss, &self.0.signature_verification_algorithms)
-        }
-
-        fn verify_tls13_signature(
-            &self,
-            message: &[u8],
-            cert: &CertificateDer<'_>,
-            dss: &DigitallySignedStruct,
-        ) -> Result<HandshakeSignatureValid, Error> {
-            verify_tls13_signature(message, cert, dss, &self.0.signature_verification_algorithms)
-        }
-
-        fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-            self.0.signature_verification_algorithms.supported_schemes()
-        }
-    }
 }
 
 #[cfg(test)]

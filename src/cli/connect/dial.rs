@@ -1,12 +1,8 @@
 //! From a gateway's address to an open WebSocket: TCP, TLS, opening handshake.
 use std::{io, sync::Arc, time::Duration};
 
-use rustls::{
-    CertificateError, ClientConfig, DigitallySignedStruct, Error, SignatureScheme,
-    client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
-    crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature},
-};
-use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::{CertificateError, ClientConfig, Error};
+use rustls_pki_types::{CertificateDer, ServerName};
 use serde::Deserialize;
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
@@ -16,7 +12,7 @@ use tokio_rustls::TlsConnector;
 
 use super::screen::harmless;
 use crate::{
-    agent::{handshake::AnswerReader, tls},
+    agent::{handshake::AnswerReader, insecure::trust_anybody, tls},
     protocol::{
         answer::Failure,
         opening,
@@ -58,8 +54,7 @@ pub fn client_config(extra: Vec<CertificateDer<'static>>, insecure: bool) -> io:
         return Ok(config);
     }
     let mut config = ClientConfig::clone(&config);
-    let anybody = Anybody(config.crypto_provider().clone());
-    config.dangerous().set_certificate_verifier(Arc::new(anybody));
+    trust_anybody(&mut config);
     Ok(Arc::new(config))
 }
 
@@ -157,44 +152,5 @@ async fn explanation(stream: &mut Box<dyn Stream>, mut received: Vec<u8>) -> Str
         if !stream.read_buf(&mut received).await.is_ok_and(|len| len > 0) {
             return String::new();
         }
-    }
-}
-
-/// Takes any certificate. Signatures are verified all the same, since a broken handshake is of no use to anybody.
-#[derive(Debug)]
-struct Anybody(Arc<CryptoProvider>);
-
-impl ServerCertVerifier for Anybody {
-    fn verify_server_cert(
-        &self,
-        _end_entity: &CertificateDer<'_>,
-        _intermediates: &[CertificateDer<'_>],
-        _server_name: &ServerName<'_>,
-        _ocsp_response: &[u8],
-        _now: UnixTime,
-    ) -> Result<ServerCertVerified, Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls12_signature(message, cert, signature, &self.0.signature_verification_algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls13_signature(message, cert, signature, &self.0.signature_verification_algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.signature_verification_algorithms.supported_schemes()
     }
 }
