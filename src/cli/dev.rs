@@ -17,7 +17,7 @@ use crate::{
     gateway::{Gateway, admin::Admin},
     runtime::{
         driver::Driver,
-        listen,
+        listen, memory,
         threads::{self, Threads},
     },
 };
@@ -50,6 +50,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let ready = process::take_ready_fd(args.ready_fd)?;
     let _logs = process::start_logs()?;
     threads::raise_open_files();
+    memory::keep_pages_small();
     let config = configuration(args);
     let roots = config.egress.roots()?;
     let driver = Driver::choose(config.runtime.driver)?;

@@ -16,6 +16,7 @@ use crate::{
     protocol::drain::Drain,
     runtime::{
         driver::Driver,
+        memory,
         threads::{self, Threads},
     },
 };
@@ -38,6 +39,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let ready = process::take_ready_fd(args.ready_fd)?;
     let _logs = process::start_logs()?;
     threads::raise_open_files();
+    memory::keep_pages_small();
     let driver = Driver::choose(Wanted::Auto)?;
     driver.log();
     let mut threads = Threads::with_signals()?;

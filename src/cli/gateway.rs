@@ -13,6 +13,7 @@ use crate::{
     protocol::drain::Drain,
     runtime::{
         driver::Driver,
+        memory,
         threads::{self, Threads},
     },
 };
@@ -41,6 +42,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let roots = config.egress.roots()?;
     let tls = config.listen.tls.as_ref().map(Acceptor::load).transpose()?;
     threads::raise_open_files();
+    memory::keep_pages_small();
     let driver = Driver::choose(config.runtime.driver).context("runtime.driver")?;
     driver.log();
     let admin = config.admin.addr.map(Admin::bind).transpose()?;
