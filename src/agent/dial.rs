@@ -76,8 +76,21 @@ impl Dialler {
     /// # Errors
     /// Why there is no session with that target.
     pub async fn dial(&self, connect: &ConnectRequest, timings: &Timings) -> Result<Dialled, Failure> {
+        let addresses = self.addresses(&connect.target, timings).await?;
+        self.reach(connect, addresses, timings).await
+    }
+
+    /// The second half of a dial, from its first packet to the target on. `addresses` come from [`Self::addresses`].
+    ///
+    /// # Errors
+    /// As for [`Self::dial`].
+    pub async fn reach(
+        &self,
+        connect: &ConnectRequest,
+        addresses: Vec<IpAddr>,
+        timings: &Timings,
+    ) -> Result<Dialled, Failure> {
         let target = &connect.target;
-        let addresses = self.addresses(target, timings).await?;
         let addresses = in_order(addresses);
         let tcp = timed(&timings.tcp, connect_first(addresses, target.port, self.tcp_keepalive)).await;
         let tcp = tcp.map_err(unreachable)?;
@@ -93,8 +106,11 @@ impl Dialler {
         timed(&timings.upgrade, open(socket, connect)).await
     }
 
-    /// All addresses of the target that may be reached, in the order in which they came.
-    async fn addresses(&self, target: &Target, timings: &Timings) -> Result<Vec<IpAddr>, Failure> {
+    /// The first half of a dial: all addresses of the target that may be reached, in the order in which they came.
+    ///
+    /// # Errors
+    /// There are none, or the egress policy forbids the target.
+    pub async fn addresses(&self, target: &Target, timings: &Timings) -> Result<Vec<IpAddr>, Failure> {
         let forbidden = |_| Failure::TargetNotAllowed;
         match &target.host {
             Host::Ip(address) => self.egress.filter(false, vec![*address]).map_err(forbidden),

@@ -37,6 +37,7 @@ const BATCH: usize = 256;
 /// Who ended a session, as the access log says it.
 const CLIENT: &str = "client";
 const TARGET: &str = "target";
+const AGENT: &str = "agent";
 const GATEWAY: &str = "gateway";
 
 /// The sessions of one worker by their ids, as long as they are there.
@@ -303,6 +304,7 @@ fn name(party: Party) -> &'static str {
     match party {
         Party::Client => CLIENT,
         Party::Target => TARGET,
+        Party::Agent => AGENT,
         Party::Gateway => GATEWAY,
     }
 }

@@ -25,7 +25,7 @@ use crate::{
         close::Close,
         connect::{self, ConnectError, ConnectRequest},
         frame::{self, Opcode},
-        session::Side,
+        session::{Place, Side},
         setup::{Event, Held, Setup, Watch},
     },
     relay::{
@@ -242,6 +242,8 @@ async fn begin(
         from_client: held.into_bytes(),
         from_target: dialled.received,
         idle_timeout: request.idle_timeout,
+        place: Place::Whole,
+        hop: 0,
     };
     let account = of_key.key().account(worker.index, worker.shared.workers);
     let meter = Meter { worker: worker.counters.clone(), account };

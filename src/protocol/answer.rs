@@ -63,6 +63,8 @@ pub enum Failure {
     /// The target's 101 is not valid, with what is wrong with it.
     TargetHandshakeInvalid(String),
     TargetTimeout,
+    /// The agent was lost before the target had answered.
+    AgentFailure,
 }
 
 impl Failure {
@@ -90,6 +92,7 @@ impl Failure {
             Self::TargetUnreachable(_) => "target_unreachable",
             Self::TargetRejected { .. } | Self::TargetHandshakeInvalid(_) => "target_rejected",
             Self::TargetTimeout => "target_timeout",
+            Self::AgentFailure => "agent_failure",
         }
     }
 
@@ -106,7 +109,8 @@ impl Failure {
             | Self::TargetUnreachable(_)
             | Self::TargetRejected { .. }
             | Self::TargetHandshakeInvalid(_)
-            | Self::TargetTimeout => INTERNAL_ERROR,
+            | Self::TargetTimeout
+            | Self::AgentFailure => INTERNAL_ERROR,
         }
     }
 
@@ -143,6 +147,7 @@ impl Failure {
             Self::TargetRejected { .. } => "Target rejected the connection",
             Self::TargetHandshakeInvalid(_) => "Target answered an invalid handshake",
             Self::TargetTimeout => "Target timed out",
+            Self::AgentFailure => "Agent failure",
         }
     }
 }

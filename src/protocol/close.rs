@@ -18,6 +18,8 @@ impl Close {
     pub const RESTART_CLIENT: Self = Self { code: 1012, reason: "Service restart" };
     pub const PROTOCOL_ERROR: Self = Self { code: 1002, reason: "Protocol error" };
     pub const CONNECT_TIMEOUT: Self = Self { code: 1008, reason: "Connect timeout" };
+    pub const GATEWAY_LOST: Self = Self { code: 1001, reason: "Gateway lost" };
+    pub const AGENT_LOST: Self = Self { code: 1011, reason: "Agent lost" };
     pub const TARGET_LOST: Self = Self { code: 1011, reason: "Target connection lost" };
     pub const TARGET_BROKE: Self = Self { code: 1011, reason: "Target protocol error" };
 

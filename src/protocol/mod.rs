@@ -7,6 +7,7 @@ pub mod close;
 pub mod connect;
 pub mod drain;
 pub mod frame;
+pub mod link;
 pub mod opening;
 pub mod proxy;
 pub mod session;

@@ -28,6 +28,29 @@ const SAMPLE: Duration = Duration::from_millis(500);
 /// How often the client's progress is looked at while it holds up the idle clock.
 const IDLE_SAMPLE: Duration = Duration::from_millis(50);
 
+/// Where on its way a session is relayed. It decides who a peer is that leaves without a Close.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Place {
+    /// Between client and target.
+    #[default]
+    Whole,
+    /// On a gateway, between client and an agent, which stands in the target's place.
+    Gateway,
+    /// On an agent, between a gateway, which stands in the client's place, and the target.
+    Agent,
+}
+
+impl Place {
+    /// The side that is another hop of ours.
+    pub const fn other_hop(self) -> Option<Side> {
+        match self {
+            Self::Whole => None,
+            Self::Gateway => Some(Side::Target),
+            Self::Agent => Some(Side::Client),
+        }
+    }
+}
+
 /// The two peers of a session. On an agent, the gateway stands in the client's place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Side {
@@ -55,6 +78,7 @@ impl Side {
 pub enum Party {
     Client,
     Target,
+    Agent,
     Gateway,
 }
 
@@ -186,6 +210,7 @@ struct Idle {
 /// One relayed session; see the module's documentation.
 #[derive(Debug)]
 pub struct Session {
+    place: Place,
     lanes: [Lane; 2],
     idle: Option<Idle>,
     ending: Option<Ending>,
@@ -195,7 +220,7 @@ pub struct Session {
 
 impl Session {
     /// A session that is connected at `now`. `idle_timeout` is the time without a data message from the target.
-    pub fn new(idle_timeout: Option<Duration>, now: Instant) -> Self {
+    pub fn new(place: Place, idle_timeout: Option<Duration>, now: Instant) -> Self {
         let lane = || Lane {
             scanner: Scanner::default(),
             input: Input::Frames,
@@ -207,6 +232,7 @@ impl Session {
             closing: None,
         };
         Self {
+            place,
             lanes: [lane(), lane()],
             idle: idle_timeout.map(|timeout| Idle { timeout, since: now, untaken: false, held_up: false }),
             ending: None,
@@ -415,6 +441,9 @@ impl Session {
 
     fn tick_closing(&mut self, side: Side, progress: impl Fn(Side) -> Progress, now: Instant, tick: &mut Tick) {
         let input = self.lane(side).input;
+        // The other hop ends its channel without a Close only when the time there is over, or it is gone.
+        let relayed_away =
+            self.place.other_hop() == Some(side.other()) && self.lane(side.other()).input == Input::Ended;
         let lane = self.lane_to_mut(side);
         let Some(closing) = &mut lane.closing else { return };
         let seen = progress(side);
@@ -433,9 +462,11 @@ impl Session {
             closing.taken_at.get_or_insert(now);
         }
         let awaits_own_close = lane.output == (Output::Closed { forwarded: true }) && input == Input::Frames;
+        let nobody_waits = awaits_own_close && relayed_away;
         let in_all = closing.began + ANSWER_IN_ALL;
         let may_still_end = matches!(lane.output, Output::Closed { .. }) && taken && now < in_all;
         let deadline = match closing.taken_at {
+            Some(taken_at) if nobody_waits => taken_at,
             Some(taken_at) if awaits_own_close => taken_at + OWN_CLOSE,
             None if awaits_own_close => closing.progress_at + TAKE_CLOSE,
             _ => in_all.min(closing.progress_at + ANSWER),
@@ -473,9 +504,11 @@ impl Session {
 
     /// The connection of `from` ended, and it had sent no Close.
     fn lost(&mut self, from: Side, now: Instant) {
-        let (by, close) = match from {
-            Side::Client => (Party::Client, Close::CLIENT_GONE),
-            Side::Target => (Party::Target, Close::TARGET_LOST),
+        let (by, close) = match (self.place, from) {
+            (Place::Agent, Side::Client) => (Party::Gateway, Close::GATEWAY_LOST),
+            (_, Side::Client) => (Party::Client, Close::CLIENT_GONE),
+            (Place::Gateway, Side::Target) => (Party::Agent, Close::AGENT_LOST),
+            (_, Side::Target) => (Party::Target, Close::TARGET_LOST),
         };
         self.ending.get_or_insert(Ending { by, code: None });
         let output = if self.lane(from).scanner.at_boundary() { Output::Due(close) } else { Output::Cut };

@@ -31,7 +31,7 @@ use crate::{
         close::Close,
         drain::Drain,
         frame::FrameCounts,
-        session::{Ending, Received, Session, Side},
+        session::{Ending, Place, Received, Session, Side},
     },
     runtime::sys,
     telemetry::counters::{Bytes, WorkerCounters},
@@ -55,6 +55,9 @@ pub struct Connected {
     /// The same of the target, behind its answer.
     pub from_target: Vec<u8>,
     pub idle_timeout: Option<Duration>,
+    pub place: Place,
+    /// Names the other hop, for [`Registry::abort`].
+    pub hop: u64,
 }
 
 /// Where a session's traffic is counted, while it passes. Both must belong to this thread.
@@ -84,6 +87,8 @@ pub struct Relay {
     warden: Signal,
     running: Cell<u8>,
     debts: RefCell<[Debt; 2]>,
+    /// The side that is another hop of ours, if one is, and which.
+    hop: Option<(Side, u64)>,
     meter: Meter,
     _relayed: Relayed,
 }
@@ -154,6 +159,23 @@ impl Registry {
         }
     }
 
+    /// That hop is lost: aborts the connections to it, so that each session ends as the loss of that peer has it.
+    pub async fn abort(&self, hop: u64) {
+        for (index, relay) in self.live().into_iter().enumerate() {
+            if index % BATCH == BATCH - 1 {
+                monoio::spawn(async {}).await;
+            }
+            if let Some((side, _)) = relay.hop.filter(|(_, name)| *name == hop) {
+                relay.socket(side).abort();
+            }
+        }
+    }
+
+    /// How many sessions are relayed over that hop.
+    pub fn count_of(&self, hop: u64) -> usize {
+        self.live().iter().filter(|relay| relay.hop.is_some_and(|(_, name)| name == hop)).count()
+    }
+
     fn live(&self) -> Vec<Rc<Relay>> {
         self.relays.borrow().iter().filter_map(Weak::upgrade).collect()
     }
@@ -190,15 +212,16 @@ async fn sleep_until(moment: Instant) {
 
 /// Begins to relay a session. Its lanes run by themselves; [`Relay::ended`] keeps its time and must be awaited.
 pub fn begin(connected: Connected, registry: &Registry, meter: Meter) -> Rc<Relay> {
-    let Connected { client, target, from_client, from_target, idle_timeout } = connected;
+    let Connected { client, target, from_client, from_target, idle_timeout, place, hop } = connected;
     let relay = Rc::new(Relay {
         _relayed: registry.count(),
-        session: RefCell::new(Session::new(idle_timeout, Instant::now())),
+        session: RefCell::new(Session::new(place, idle_timeout, Instant::now())),
         sockets: [client, target],
         lanes: Default::default(),
         warden: Signal::default(),
         running: Cell::new(2),
         debts: RefCell::default(),
+        hop: place.other_hop().map(|side| (side, hop)),
         meter,
     });
     registry.add(&relay);

@@ -9,7 +9,7 @@ use std::{
     io,
     net::Shutdown,
     ops::Range,
-    os::fd::{AsFd, AsRawFd, BorrowedFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
     pin::pin,
     time::Duration,
 };
@@ -50,7 +50,35 @@ pub struct Socket {
     at_once: Cell<u8>,
 }
 
+/// A connection on its way to another thread.
+#[derive(Debug)]
+pub struct Parcel {
+    tcp: OwnedFd,
+    tls: Option<Box<Tls>>,
+}
+
+impl Parcel {
+    /// Makes it a connection of this thread.
+    ///
+    /// # Errors
+    /// The runtime does not take it.
+    pub fn open(self) -> io::Result<Socket> {
+        let tcp = TcpStream::from_std(self.tcp.into())?;
+        Ok(Socket { tls: self.tls, ..Socket::plain(tcp) })
+    }
+}
+
 impl Socket {
+    /// Takes the connection off this thread. Nothing may be in flight on it.
+    ///
+    /// # Errors
+    /// The process has no file descriptor left.
+    pub fn into_parcel(self) -> io::Result<Parcel> {
+        // A copy of the descriptor: monoio gives its own only when no wait is left, also none that was dropped.
+        let tcp = self.as_fd().try_clone_to_owned()?;
+        Ok(Parcel { tcp, tls: self.tls })
+    }
+
     pub fn plain(tcp: TcpStream) -> Self {
         Self { tcp: UnsafeCell::new(tcp), tls: None, at_once: Cell::new(0) }
     }

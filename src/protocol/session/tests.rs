@@ -53,6 +53,10 @@ const SOCKET_ROOM: usize = 200;
 
 impl World {
     fn new(scripts: [Script; 2], idle: Option<Duration>) -> Self {
+        Self::at(Place::Whole, scripts, idle)
+    }
+
+    fn at(place: Place, scripts: [Script; 2], idle: Option<Duration>) -> Self {
         let start = Instant::now();
         let peer = |script: Script| Peer {
             answered: has_close(&script.bytes),
@@ -65,7 +69,7 @@ impl World {
             saw_end: false,
         };
         Self {
-            session: Session::new(idle, start),
+            session: Session::new(place, idle, start),
             start,
             now: start,
             peers: scripts.map(peer),
@@ -323,8 +327,9 @@ proptest! {
         target in any_script(Side::Target),
         idle in prop::option::of(1..20u64),
         drain_at in prop::option::of(0..100u64),
+        place in prop::sample::select(vec![Place::Whole, Place::Gateway, Place::Agent]),
     ) {
-        let mut world = World::new([client, target], idle.map(Duration::from_secs));
+        let mut world = World::at(place, [client, target], idle.map(Duration::from_secs));
         let drained_at = drain_at.unwrap_or(100);
         if world.run(drained_at).is_none() {
             let window_end = world.now + Duration::from_secs(3);
@@ -445,5 +450,40 @@ fn a_frame_in_progress_comes_to_its_end_before_a_close_of_ours() {
         world.run(60).unwrap();
         assert_eq!(world.ours[0], expected);
         assert!(world.got(Side::Client).starts_with(sent));
+    }
+}
+
+#[test]
+fn a_hop_that_ends_without_a_close_is_lost_for_this_session() {
+    let lost = || Script { fin: true, polite: false, ..script(text(Side::Client, 40)) };
+    for (place, side, told, by) in [
+        (Place::Gateway, Side::Target, Close::AGENT_LOST, Party::Agent),
+        (Place::Gateway, Side::Client, Close::CLIENT_GONE, Party::Client),
+        (Place::Agent, Side::Client, Close::GATEWAY_LOST, Party::Gateway),
+        (Place::Agent, Side::Target, Close::TARGET_LOST, Party::Target),
+    ] {
+        let mut scripts = [script(vec![]), script(vec![])];
+        scripts[side.index()] = lost();
+        let mut world = World::at(place, scripts, None);
+        world.run(20).unwrap();
+        assert_eq!(world.ours[side.other().index()], Some(told), "{place:?} {side:?}");
+        assert_eq!(world.session.ending(), Some(Ending { by, code: None }));
+    }
+}
+
+#[test]
+fn behind_the_end_of_the_other_hop_nobody_waits_for_a_close() {
+    // The agent told of a lost target, waited five seconds for an answer, and left.
+    let silent = Script { polite: false, ..script(vec![]) };
+    for (place, side) in [(Place::Gateway, Side::Target), (Place::Agent, Side::Client)] {
+        let leaves = Script { fin: true, polite: false, ..script(close_of(side, 1011)) };
+        let mut scripts = [silent.clone(), silent.clone()];
+        scripts[side.index()] = leaves;
+        let mut world = World::at(place, scripts.clone(), None);
+        let ended = world.run(60).unwrap();
+        assert!(ended < 8.0, "{place:?} ended at {ended}");
+        // Where there is no other hop, that peer has its 30 seconds.
+        let ended = World::new(scripts, None).run(60).unwrap();
+        assert!(ended >= 30.0, "ended at {ended}");
     }
 }
