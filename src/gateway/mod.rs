@@ -9,7 +9,6 @@ mod connection;
 pub mod http;
 pub mod keys;
 mod record;
-mod reload;
 mod routes;
 mod schema;
 mod session;
@@ -32,13 +31,7 @@ use futures_channel::mpsc::{self, UnboundedSender};
 use ipnet::IpNet;
 use rustls_pki_types::CertificateDer;
 
-use self::{
-    keys::Keys,
-    record::RowsWanted,
-    reload::{Reloaded, Reloader},
-    tls::Acceptor,
-    worker::Listener,
-};
+use self::{keys::Keys, record::RowsWanted, tls::Acceptor, worker::Listener};
 use crate::{
     agent::{dial::Dialler, egress::Egress, tls as target_tls},
     config::{
@@ -50,6 +43,7 @@ use crate::{
     runtime::{
         driver::Driver,
         listen,
+        reload::{self, Reloaded, Reloader},
         resolver::Resolver,
         threads::{Threads, allowed_cores},
     },
@@ -155,7 +149,7 @@ impl Gateway {
     /// Reads again what may be read again, and logs what came of it. Must not be called on a worker: it waits for
     /// files.
     pub fn reload(&self) -> Reloaded {
-        reload::run(&self.reloaders)
+        reload::run(&self.reloaders, "gateway.toml")
     }
 }
 

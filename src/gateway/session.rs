@@ -70,7 +70,7 @@ pub(super) async fn set_up(
     api_key: Option<String>,
     pending: Counted,
 ) {
-    let _awaited = worker.awaited();
+    let _awaited = worker.tasks.awaited();
     if client.send(&http::switching_protocols(accept)).await.is_err() {
         return;
     }
@@ -164,7 +164,7 @@ async fn dial(
     let dialled = {
         // In a box, which those who wait for a connect message have no need of.
         let dial = Box::pin(dialler.dial(request, &timings));
-        let dial = pin!(worker.within_window(&client.draining, deadline::until(deadline, dial)));
+        let dial = pin!(worker.tasks.within_window(&client.draining, deadline::until(deadline, dial)));
         let watch = pin!(watch(&client.socket, &mut held, &stop));
         match select(dial, watch).await {
             Either::Left((dialled, watch)) => {
@@ -248,8 +248,8 @@ async fn begin(
     let account = of_key.key().account(worker.index, worker.shared.workers);
     let meter = Meter { worker: worker.counters.clone(), account };
     let relayed = worker.clone();
-    let awaited = worker.awaited();
-    worker.spawn(move |_| async move {
+    let awaited = worker.tasks.awaited();
+    worker.tasks.spawn(move |_| async move {
         let relay = relay::begin(connected, &relayed.registry, meter);
         record.relayed(&relay);
         relay.ended().await;

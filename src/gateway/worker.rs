@@ -1,11 +1,8 @@
 //! One worker thread: accepts connections on its own listeners, runs them, and ends them when the gateway drains.
 use std::{
-    cell::{Cell, RefCell},
     io,
     net::{SocketAddr, TcpListener as StdListener},
-    panic::AssertUnwindSafe,
-    pin::pin,
-    rc::{Rc, Weak},
+    rc::Rc,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -14,7 +11,7 @@ use std::{
 };
 
 use futures_channel::mpsc::UnboundedReceiver;
-use futures_util::{FutureExt, StreamExt};
+use futures_util::StreamExt;
 use monoio::net::{TcpListener, TcpStream};
 
 use super::{
@@ -24,8 +21,8 @@ use super::{
 };
 use crate::{
     protocol::drain::Drain,
-    relay::{Registry, deadline, wake::Signal},
-    runtime::{memory, sockets, threads::Line},
+    relay::Registry,
+    runtime::{sockets, tasks::Tasks, threads::Line},
     telemetry::counters::{self, WorkerCounters},
 };
 
@@ -35,13 +32,6 @@ const ACCEPT_REST: Duration = Duration::from_millis(100);
 
 /// So many connections are accepted before others have a turn.
 const IN_A_ROW: u32 = 64;
-
-/// How often a worker looks whether a crowd has left, and how many tasks are one. A session that ends alone leaves
-/// little, which the next one uses.
-const LOOK_AFTER: Duration = Duration::from_secs(5);
-const CROWD: usize = 100;
-/// How often more it looks for those who leave late.
-const LOOKS_MORE: i32 = 12;
 
 /// When a worker has drained: how long what was accepted last has for its request, and for its answer.
 const LAST_REQUESTS: Duration = Duration::from_millis(20);
@@ -58,16 +48,8 @@ pub(super) struct Worker {
     pub counters: Arc<WorkerCounters>,
     pub records: Records,
     pub registry: Registry,
-    /// Connections and sessions of this worker, as long as they are not closed.
-    live: RefCell<Vec<Weak<Signal>>>,
-    draining: RefCell<Option<Arc<Drain>>>,
-    /// Set when, in a drain, one of the counts below has gone down.
-    fewer: Signal,
-    /// Set-ups and sessions that a drain waits for.
-    awaited: Cell<usize>,
-    /// How many are live, and the most there were since memory was given back.
-    count: Cell<usize>,
-    most: Cell<usize>,
+    /// Connections and sessions of this worker.
+    pub tasks: Rc<Tasks>,
 }
 
 /// What a worker has of its own in the view of the admin listener.
@@ -106,34 +88,13 @@ pub(super) struct Listener {
     pub tls: bool,
 }
 
-/// A set-up or a session that a drain waits for until this is dropped.
-pub(super) struct Awaited(Rc<Worker>);
-
-impl Drop for Awaited {
-    fn drop(&mut self) {
-        self.0.awaited.set(self.0.awaited.get() - 1);
-        self.0.tell_of_fewer();
-    }
-}
-
 /// Runs a worker as long as the process lives: the listeners stay open to the last, since one that closes resets what
 /// waits in its accept queue.
 pub(super) async fn run(shared: Arc<Shared>, listeners: Vec<Listener>, desk: Desk, mut line: Line) -> io::Result<()> {
     let Desk { index, counters, mut rows } = desk;
     let registry = Registry::new(shared.relayed.clone());
-    let worker = Rc::new(Worker {
-        shared,
-        index,
-        counters,
-        records: Records::default(),
-        registry,
-        live: RefCell::default(),
-        draining: RefCell::default(),
-        fewer: Signal::default(),
-        awaited: Cell::default(),
-        count: Cell::default(),
-        most: Cell::default(),
-    });
+    let worker =
+        Rc::new(Worker { shared, index, counters, records: Records::default(), registry, tasks: Rc::default() });
     for Listener { socket, tls } in listeners {
         let worker = worker.clone();
         let listener = sockets::listener(socket)?;
@@ -147,7 +108,7 @@ pub(super) async fn run(shared: Arc<Shared>, listeners: Vec<Listener>, desk: Des
             clerk.records.send(wanted).await;
         }
     });
-    let housekeeper = worker.clone();
+    let housekeeper = worker.tasks.clone();
     monoio::spawn(async move { housekeeper.keep_memory_low().await });
     while let Some(drain) = line.drain().await {
         let worker = worker.clone();
@@ -163,58 +124,6 @@ pub(super) async fn run(shared: Arc<Shared>, listeners: Vec<Listener>, desk: Des
 impl Worker {
     pub fn draining(&self) -> bool {
         self.shared.draining.load(Ordering::Relaxed)
-    }
-
-    /// Runs a task that counts as live until it ends. The signal is set when the gateway begins to drain.
-    pub fn spawn<F, R>(self: &Rc<Self>, run: F)
-    where
-        F: FnOnce(Rc<Signal>) -> R,
-        R: Future<Output = ()> + 'static,
-    {
-        let signal = Rc::new(Signal::default());
-        {
-            let mut live = self.live.borrow_mut();
-            if live.len() == live.capacity() {
-                live.retain(|task| task.strong_count() > 0);
-            }
-            live.push(Rc::downgrade(&signal));
-        }
-        self.count.set(self.count.get() + 1);
-        self.most.set(self.most.get().max(self.count.get()));
-        // In a box, or the task below would have room for it twice: before its first turn, and while it is awaited.
-        let task = Box::pin(AssertUnwindSafe(run(signal.clone())).catch_unwind());
-        let worker = self.clone();
-        monoio::spawn(async move {
-            if task.await.is_err() {
-                tracing::error!("a connection failed: its task panicked");
-            }
-            drop(signal);
-            worker.count.set(worker.count.get() - 1);
-            worker.tell_of_fewer();
-        });
-    }
-
-    /// One more set-up or session that a drain waits for.
-    pub fn awaited(self: &Rc<Self>) -> Awaited {
-        self.awaited.set(self.awaited.get() + 1);
-        Awaited(self.clone())
-    }
-
-    /// Awaits a future that may be dropped, in a drain until its window ends: `None` if that comes first. `draining`
-    /// is the signal of the task that this is called from.
-    pub async fn within_window<F: Future>(&self, draining: &Signal, future: F) -> Option<F::Output> {
-        let mut future = pin!(future);
-        if let Some(output) = draining.or(future.as_mut()).await {
-            return Some(output);
-        }
-        let window_end = self.draining.borrow().as_ref().map(|drain| drain.window_end());
-        deadline::until(window_end.unwrap_or_else(Instant::now), future).await
-    }
-
-    fn tell_of_fewer(&self) {
-        if self.draining() {
-            self.fewer.set();
-        }
     }
 
     async fn accept(self: Rc<Self>, listener: TcpListener, tls: bool) {
@@ -262,46 +171,23 @@ impl Worker {
         };
         sockets::prepare(&tcp, self.shared.limits.tcp_keepalive);
         let worker = self.clone();
-        self.spawn(move |draining| connection::run(worker, tcp, peer, tls, draining, pending));
-    }
-
-    /// Gives memory back when half of a crowd has left, and for a while as the rest of it leaves.
-    async fn keep_memory_low(&self) {
-        let mut leaving = 0;
-        loop {
-            monoio::time::sleep(LOOK_AFTER).await;
-            let (count, most) = (self.count.get(), self.most.get());
-            let crowd = most - count >= CROWD && count <= most / 2;
-            leaving = if crowd { LOOKS_MORE } else { leaving - i32::from(leaving > 0) };
-            if crowd || (leaving > 0 && count < most) {
-                self.live.borrow_mut().retain(|task| task.strong_count() > 0);
-                self.live.borrow_mut().shrink_to(count);
-                memory::give_back();
-                self.most.set(count);
-            }
-        }
+        self.tasks.spawn(move |draining| connection::run(worker, tcp, peer, tls, draining, pending));
     }
 
     /// Ends all sessions as the drain says. Done when none is left, and no client waits for its last word.
     async fn drain(self: &Rc<Self>, drain: Arc<Drain>) {
-        *self.draining.borrow_mut() = Some(drain.clone());
-        let tasks: Vec<_> = self.live.borrow().iter().filter_map(Weak::upgrade).collect();
-        tasks.iter().for_each(|task| task.set());
-        drop(tasks);
+        self.tasks.drain(drain.clone());
         let (worker, plan) = (self.clone(), drain.clone());
         monoio::spawn(async move { worker.registry.drain(plan).await });
         let last = drain.end().checked_sub(LAST_LINES).unwrap_or_else(Instant::now);
-        while self.awaited.get() > 0 {
-            if deadline::until(last, self.fewer.wait()).await.is_none() {
-                // What is still there ends with the process.
-                self.records.write_all();
-                return std::future::pending().await;
-            }
+        if !self.tasks.none_awaited(last).await {
+            // What is still there ends with the process.
+            self.records.write_all();
+            return std::future::pending().await;
         }
         // Requests that are still answered are worth a moment, and no more.
         monoio::time::sleep(LAST_REQUESTS).await;
-        let deadline = Instant::now() + LAST_ANSWERS;
-        while self.count.get() > 0 && deadline::until(deadline, self.fewer.wait()).await.is_some() {}
+        self.tasks.all_ended(Instant::now() + LAST_ANSWERS).await;
     }
 }
 

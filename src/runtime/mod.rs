@@ -2,8 +2,10 @@
 pub mod driver;
 pub mod listen;
 pub mod memory;
+pub mod reload;
 pub mod resolver;
 pub mod sockets;
 pub mod sys;
 pub mod systemd;
+pub mod tasks;
 pub mod threads;

@@ -1,4 +1,4 @@
-//! Reading files again while the gateway runs (SIGHUP).
+//! Reading files again while the process runs (SIGHUP).
 //!
 //! Each [`Reloader`] has files of its own and takes them over as a whole or not at all: broken ones leave in use what
 //! there was. Runs on the main thread, never on a worker; what it changes is there for what begins from then on, and
@@ -14,7 +14,7 @@ use crate::config::{ConfigError, ConfigErrors};
 type Read = dyn Fn(&Path) -> Result<String, ConfigErrors> + Send + Sync;
 
 /// One thing that a reload reads again.
-pub(super) struct Reloader {
+pub struct Reloader {
     what: &'static str,
     file: PathBuf,
     reload: Box<Read>,
@@ -46,14 +46,14 @@ impl fmt::Debug for Reloader {
     }
 }
 
-/// Runs all of them, and logs what each came to.
-pub(super) fn run(reloaders: &[Reloader]) -> Reloaded {
+/// Runs all of them, and logs what each came to. `file` names the configuration file that is not one of them.
+pub fn run(reloaders: &[Reloader], file: &str) -> Reloaded {
     let mut reloaded = Reloaded::default();
-    for Reloader { what, file, reload } in reloaders {
-        match reload(file) {
+    for Reloader { what, file: path, reload } in reloaders {
+        match reload(path) {
             Ok(now) => {
-                tracing::info!("reloaded the {what} from {}: {now}", file.display());
-                reloaded.files.push(file.clone());
+                tracing::info!("reloaded the {what} from {}: {now}", path.display());
+                reloaded.files.push(path.clone());
             }
             Err(ConfigErrors(errors)) => {
                 errors
@@ -63,6 +63,6 @@ pub(super) fn run(reloaders: &[Reloader]) -> Reloaded {
             }
         }
     }
-    tracing::info!("reload done; gateway.toml itself is read at start only, so its changes need a restart");
+    tracing::info!("reload done; {file} itself is read at start only, so its changes need a restart");
     reloaded
 }
