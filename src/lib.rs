@@ -12,6 +12,7 @@
 //!
 //! A session never leaves its worker and no frame crosses a thread. `protocol` decides, without I/O and without a
 //! clock; `relay` moves bytes; `gateway` and `agent` set sessions up; `runtime` owns threads, sockets and signals.
+pub mod admin;
 pub mod agent;
 pub mod cli;
 pub mod config;

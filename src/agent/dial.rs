@@ -139,7 +139,7 @@ async fn timed<T, E>(time: &Cell<Option<Duration>>, part: impl Future<Output = R
 }
 
 /// RFC 8305 section 4: the families take turns, IPv6 first.
-fn in_order(addresses: Vec<IpAddr>) -> Vec<IpAddr> {
+pub(super) fn in_order(addresses: Vec<IpAddr>) -> Vec<IpAddr> {
     let (v6, v4): (Vec<IpAddr>, Vec<IpAddr>) = addresses.into_iter().partition(IpAddr::is_ipv6);
     let len = v6.len().max(v4.len());
     (0..len).flat_map(|index| [v6.get(index), v4.get(index)]).flatten().copied().collect()
@@ -147,7 +147,7 @@ fn in_order(addresses: Vec<IpAddr>) -> Vec<IpAddr> {
 
 /// RFC 8305 section 5: attempts begin one after the other, each when the one before has failed or has had its time;
 /// the first connection made is taken, and the other attempts are given up.
-async fn connect_first(addresses: Vec<IpAddr>, port: u16, keepalive: Duration) -> io::Result<TcpStream> {
+pub(super) async fn connect_first(addresses: Vec<IpAddr>, port: u16, keepalive: Duration) -> io::Result<TcpStream> {
     let mut waiting = addresses.into_iter().map(|address| SocketAddr::new(address, port));
     let mut attempts = FuturesUnordered::new();
     let mut failure = io::Error::new(io::ErrorKind::NotFound, "the name has no address");

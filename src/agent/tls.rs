@@ -1,10 +1,10 @@
-//! TLS towards `wss://` targets: trusted roots, and what went wrong in words.
+//! TLS towards `wss://` targets and gateways: trusted roots, and what went wrong in words.
 use std::{io, sync::Arc};
 
 use rustls::{ClientConfig, ClientConnection, RootCertStore, pki_types::ServerName};
 use rustls_pki_types::CertificateDer;
 
-/// The configuration of every connection to a `wss://` target: the platform's roots, and `extra` ones.
+/// The configuration of connections to `wss://` targets, or gateways: the platform's roots, and `extra` ones.
 ///
 /// # Errors
 /// One of `extra` cannot serve as a root.
@@ -14,7 +14,10 @@ pub fn client_config(extra: Vec<CertificateDer<'static>>) -> io::Result<Arc<Clie
     roots.add_parsable_certificates(native.certs);
     if roots.is_empty() && extra.is_empty() {
         let errors: Vec<String> = native.errors.iter().map(ToString::to_string).collect();
-        tracing::warn!("no trusted roots on this system, so wss:// targets need egress.ca_file {}", errors.join(", "));
+        tracing::warn!(
+            "no trusted roots on this system, so wss:// needs roots of your own (ca_file) {}",
+            errors.join(", ")
+        );
     }
     for root in extra {
         roots.add(root).map_err(io::Error::other)?;
@@ -44,7 +47,7 @@ pub fn connection(config: &Arc<ClientConfig>, server_name: &str) -> Result<rustl
 pub fn explain(error: &io::Error) -> String {
     let Some(error) = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) else {
         return match error.kind() {
-            io::ErrorKind::UnexpectedEof => "TLS: the target closed the connection in the handshake".into(),
+            io::ErrorKind::UnexpectedEof => "TLS: it closed the connection in the handshake".into(),
             _ => format!("TLS: {}", super::dial::explain(error)),
         };
     };

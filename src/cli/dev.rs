@@ -12,9 +12,10 @@ use ipnet::{Ipv4Net, Ipv6Net};
 
 use super::{key, process, supervise::supervise};
 use crate::{
+    admin::Admin,
     config::{EgressRule, GatewayConfig, gateway::EmbeddedAgentConfig},
     echo,
-    gateway::{Gateway, admin::Admin},
+    gateway::Gateway,
     runtime::{
         driver::Driver,
         listen, memory,
@@ -69,7 +70,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let admin_address = admin.address();
     process::announce(admin_address, "admin");
     let drain = threads.drain_handle();
-    admin.start(&gateway, Box::new(move || drain.drain()))?;
+    admin.start(gateway.observer(), Box::new(move || drain.drain()))?;
     process::announce(echo, "echo");
     supervise(&threads, &gateway, || {
         process::tell_ready(ready)?;

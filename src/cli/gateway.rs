@@ -8,8 +8,9 @@ use super::{
     supervise::{Service, supervise},
 };
 use crate::{
+    admin::Admin,
     config::{ConfigError, GatewayConfig, keys},
-    gateway::{Gateway, admin::Admin, tls::Acceptor},
+    gateway::{Gateway, tls::Acceptor},
     protocol::drain::Drain,
     runtime::{
         driver::Driver,
@@ -56,7 +57,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     if let Some(admin) = admin {
         process::announce(admin.address(), "admin");
         let drain = threads.drain_handle();
-        admin.start(&gateway, Box::new(move || drain.drain()))?;
+        admin.start(gateway.observer(), Box::new(move || drain.drain()))?;
     }
     supervise(&threads, &gateway, || Ok(process::tell_ready(ready)?))
 }

@@ -1,4 +1,5 @@
 //! The command line: one file a command.
+mod agent;
 mod check;
 mod completions;
 mod connect;
@@ -37,8 +38,8 @@ Environment:
   RINGWAY_KEY         the API key of `ringway connect`
   NO_COLOR            no colours in `ringway connect`
 
-Signals (gateway):
-  SIGHUP              read keys, certificates and egress.ca_file again; sessions go on
+Signals (gateway, agent):
+  SIGHUP              read keys or token, certificates and CA files again; sessions go on
   SIGTERM, SIGINT     drain: close sessions spread over limits.drain, then exit 0; the second one exits 1 at once
 
 Exit codes: 0 done, 1 failed while running, 2 usage or configuration";
@@ -49,6 +50,8 @@ enum Command {
     Dev(dev::Args),
     /// Run the gateway. SIGHUP reads keys and certificates again, SIGTERM closes its sessions bit by bit and ends it
     Gateway(gateway::Args),
+    /// Run an agent: it dials gateways and takes their sessions. SIGHUP reads its token again, SIGTERM drains it
+    Agent(agent::Args),
     /// Check a configuration file
     Check(check::Args),
     /// Make API keys
@@ -68,6 +71,7 @@ pub fn run() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Dev(args) => dev::run(&args),
         Command::Gateway(args) => gateway::run(&args),
+        Command::Agent(args) => agent::run(&args),
         Command::Check(args) => check::run(&args),
         Command::Key(args) => key::run(&args),
         Command::Connect(args) => connect::run(&args),

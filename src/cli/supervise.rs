@@ -30,6 +30,11 @@ pub trait Service {
     /// Sessions that it has now.
     fn sessions(&self) -> u64;
 
+    /// Whether it can be of use, once every worker does its work.
+    fn is_ready(&self) -> bool {
+        true
+    }
+
     /// From now on no session begins. Gives the drain that the workers are told of.
     fn begin_drain(&self) -> Drain;
 
@@ -37,7 +42,8 @@ pub trait Service {
     fn reload(&self) -> Vec<ConfigError>;
 }
 
-/// Runs until the process is to end. `ready` is called once, when every worker does its work.
+/// Runs until the process is to end. `ready` is called once, when every worker does its work, and the service says
+/// that it is ready.
 ///
 /// The first SIGTERM or SIGINT begins to drain, or goes on with a drain that was asked for otherwise; the next one
 /// ends the process at once. SIGHUP reloads. A thread that ends by itself is a failure.
@@ -57,6 +63,7 @@ pub fn supervise(
             return Ok(code);
         }
         if supervisor.silent == 0
+            && service.is_ready()
             && let Some(ready) = ready.take()
         {
             ready()?;
@@ -133,6 +140,8 @@ impl<'a> Supervisor<'a> {
                 self.reload();
                 None
             }
+            // What there is to do then is done whatever the event was.
+            Some(Event::Ready) => None,
             Some(Event::Alive) => {
                 self.alive();
                 None

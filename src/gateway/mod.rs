@@ -2,7 +2,6 @@
 //!
 //! Everything here happens before a session's first relayed byte. State that worker threads share is touched at
 //! connect only; a connection belongs to the worker that accepted it.
-pub mod admin;
 mod arrival;
 pub mod bucket;
 mod connection;
@@ -23,7 +22,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use arc_swap::ArcSwap;
@@ -31,8 +30,9 @@ use futures_channel::mpsc::{self, UnboundedSender};
 use ipnet::IpNet;
 use rustls_pki_types::CertificateDer;
 
-use self::{keys::Keys, record::RowsWanted, tls::Acceptor, worker::Listener};
+use self::{keys::Keys, record::Row, tls::Acceptor, worker::Listener};
 use crate::{
+    admin::{Overview, RowsWanted},
     agent::{dial::Dialler, egress::Egress, tls as target_tls},
     config::{
         ConfigError, GatewayConfig, KeyEntry, certs,
@@ -47,11 +47,8 @@ use crate::{
         resolver::Resolver,
         threads::{Threads, allowed_cores},
     },
-    telemetry::counters::WorkerCounters,
+    telemetry::{counters::WorkerCounters, prometheus::Snapshot},
 };
-
-/// The shortest drain: for the Closes to go out.
-const LEAST_DRAIN: Duration = Duration::from_millis(250);
 
 /// What all workers of a gateway share.
 #[derive(Debug)]
@@ -90,11 +87,19 @@ pub struct Gateway {
     workers: Vec<Observed>,
 }
 
+/// A gateway, as the admin listener sees it.
+#[derive(Debug)]
+pub struct Observer {
+    shared: Arc<Shared>,
+    driver: &'static str,
+    workers: Vec<Observed>,
+}
+
 /// A worker, as the admin listener sees it.
 #[derive(Clone, Debug)]
 struct Observed {
     counters: Arc<WorkerCounters>,
-    rows: UnboundedSender<RowsWanted>,
+    rows: UnboundedSender<RowsWanted<Row>>,
 }
 
 impl Gateway {
@@ -146,10 +151,48 @@ impl Gateway {
         Ok(Self { addresses, tls_addresses, shared, reloaders, driver: driver.name(), workers: observed })
     }
 
+    /// For the admin listener.
+    pub fn observer(&self) -> Observer {
+        Observer { shared: self.shared.clone(), driver: self.driver, workers: self.workers.clone() }
+    }
+
     /// Reads again what may be read again, and logs what came of it. Must not be called on a worker: it waits for
     /// files.
     pub fn reload(&self) -> Reloaded {
         reload::run(&self.reloaders, "gateway.toml")
+    }
+}
+
+impl Overview for Observer {
+    type Row = Row;
+
+    fn snapshot(&self) -> Snapshot {
+        Snapshot {
+            workers: self.workers.iter().map(|worker| worker.counters.clone()).collect(),
+            driver: self.driver,
+            agents: self.shared.agents_up(),
+            pending: self.shared.pending.load(Ordering::Relaxed),
+            draining: self.shared.draining.load(Ordering::Relaxed),
+            ..Snapshot::default()
+        }
+    }
+
+    fn not_ready(&self) -> Option<(&'static str, &'static str)> {
+        if self.shared.draining.load(Ordering::Relaxed) {
+            return Some(("draining", "This gateway is shutting down"));
+        }
+        (!self.shared.agents_up().iter().any(|(_, up)| *up)).then_some(("no_agent", "No agent is up"))
+    }
+
+    fn ask_for_rows(&self, wanted: &RowsWanted<Row>) {
+        for worker in &self.workers {
+            // A worker that has ended has no sessions.
+            let _ = worker.rows.unbounded_send(wanted.clone());
+        }
+    }
+
+    fn begin_drain(&self) {
+        self.shared.begin_drain();
     }
 }
 
@@ -160,10 +203,9 @@ impl Shared {
         self.draining.store(true, Ordering::SeqCst);
         let relayed = self.relayed.load(Ordering::SeqCst);
         let all = usize::try_from(self.sessions()).unwrap_or(usize::MAX);
-        // Even with no time at all, each is told.
         Drain::new(
             Instant::now(),
-            self.limits.drain.max(LEAST_DRAIN),
+            self.limits.drain.max(Drain::LEAST),
             relayed,
             all.saturating_sub(relayed),
             fastrand::u64(..),

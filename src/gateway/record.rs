@@ -13,11 +13,11 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use futures_channel::mpsc::UnboundedSender;
 use serde::Serialize;
 
 use super::{keys::Key, worker::Worker};
 use crate::{
+    admin::RowsWanted,
     agent::dial::Timings,
     protocol::{
         answer::Failure,
@@ -44,13 +44,9 @@ const GATEWAY: &str = "gateway";
 #[derive(Default)]
 pub(super) struct Records(RefCell<BTreeMap<u64, Weak<Record>>>);
 
-/// A request for the rows of a worker's sessions, which come in batches.
-#[derive(Debug)]
-pub(super) struct RowsWanted(pub UnboundedSender<Vec<Row>>);
-
 /// A row of `/sessions`.
 #[derive(Clone, Debug, Serialize)]
-pub(super) struct Row {
+pub struct Row {
     id: String,
     key: String,
     client: SocketAddr,
@@ -267,7 +263,7 @@ impl Drop for Record {
 
 impl Records {
     /// Sends the rows of all sessions of this worker. Rests between the batches, so that sessions are not held up.
-    pub async fn send(&self, wanted: RowsWanted) {
+    pub async fn send(&self, wanted: RowsWanted<Row>) {
         let mut after = Bound::Unbounded;
         loop {
             let batch: Vec<(u64, Weak<Record>)> = {

@@ -17,9 +17,10 @@ use monoio::net::{TcpListener, TcpStream};
 use super::{
     Shared, connection,
     http::Response,
-    record::{Records, RowsWanted},
+    record::{Records, Row},
 };
 use crate::{
+    admin::RowsWanted,
     protocol::drain::Drain,
     relay::Registry,
     runtime::{sockets, tasks::Tasks, threads::Line},
@@ -57,7 +58,7 @@ pub(super) struct Worker {
 pub(super) struct Desk {
     pub index: usize,
     pub counters: Arc<WorkerCounters>,
-    pub rows: UnboundedReceiver<RowsWanted>,
+    pub rows: UnboundedReceiver<RowsWanted<Row>>,
 }
 
 /// One that is counted in the whole process until it is dropped.

@@ -31,6 +31,9 @@ pub struct Drain {
 }
 
 impl Drain {
+    /// The shortest time for one: even with none at all, the Closes go out.
+    pub const LEAST: Duration = Duration::from_millis(250);
+
     /// Everything is over `time` after `began`. There are so many `sessions` now, and so many `dials` in progress that
     /// may still become some. `seed` makes the order.
     pub fn new(began: Instant, time: Duration, sessions: usize, dials: usize, seed: u64) -> Self {

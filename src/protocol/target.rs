@@ -108,10 +108,7 @@ impl Target {
     /// an IPv6 address without brackets.
     #[must_use]
     pub fn server_name(&self) -> String {
-        match &self.host {
-            Host::Name(name) => name.strip_suffix('.').unwrap_or(name).to_owned(),
-            Host::Ip(ip) => ip.to_string(),
-        }
+        self.host.server_name()
     }
 }
 
@@ -126,6 +123,15 @@ impl fmt::Debug for Target {
 impl Host {
     /// The longest name that DNS can carry, written without its trailing dot (RFC 1035 section 2.3.4).
     const NAME_MAX_BYTES: usize = 253;
+
+    /// As [`Target::server_name`].
+    #[must_use]
+    pub fn server_name(&self) -> String {
+        match self {
+            Self::Name(name) => name.strip_suffix('.').unwrap_or(name).to_owned(),
+            Self::Ip(ip) => ip.to_string(),
+        }
+    }
 
     fn of(url: &Url) -> Result<Self, TargetError> {
         match url.host() {

@@ -25,6 +25,12 @@ pub fn prepare(tcp: &TcpStream, keepalive: Duration) {
     let _ = socket.set_tcp_keepalive(&keepalive);
 }
 
+/// Resets the connection when what was sent stays unacknowledged for so long (RFC 5482); `None`: as long as TCP tries.
+/// Never for a session: a peer that only stops reading would be reset, too.
+pub fn limit_unacknowledged(socket: BorrowedFd<'_>, limit: Option<Duration>) {
+    let _ = SockRef::from(&socket).set_tcp_user_timeout(limit);
+}
+
 /// Sends what the socket takes at once, without waiting, and ends the write side.
 pub fn send_now(tcp: &TcpStream, bytes: &[u8]) {
     let socket = borrow(tcp);

@@ -89,7 +89,8 @@ impl Tasks {
     /// is the signal of the task that this is called from.
     pub async fn within_window<F: Future>(&self, draining: &Signal, future: F) -> Option<F::Output> {
         let mut future = pin!(future);
-        if let Some(output) = draining.or(future.as_mut()).await {
+        let drains = self.draining.borrow().is_some();
+        if !drains && let Some(output) = draining.or(future.as_mut()).await {
             return Some(output);
         }
         let window_end = self.draining.borrow().as_ref().map(|drain| drain.window_end());

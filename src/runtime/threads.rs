@@ -37,6 +37,8 @@ pub enum Event {
     Reload,
     /// Somebody wants the process to drain, other than by a signal.
     Drain,
+    /// The process may be ready now.
+    Ready,
     /// A worker answers the last [`Threads::ping`].
     Alive,
     /// A worker has no session left, and gets none any more.
@@ -75,6 +77,16 @@ impl DrainHandle {
     /// Asks for it. That is done by the main thread, at once; asked for again, nothing more happens.
     pub fn drain(&self) {
         let _ = self.0.send(Event::Drain);
+    }
+}
+
+/// Tells the main thread, from any thread, that the process may be ready.
+#[derive(Clone, Debug)]
+pub struct ReadyHandle(mpsc::Sender<Event>);
+
+impl ReadyHandle {
+    pub fn ready(&self) {
+        let _ = self.0.send(Event::Ready);
     }
 }
 
@@ -153,6 +165,11 @@ impl Threads {
     /// For whoever may begin to drain the process.
     pub fn drain_handle(&self) -> DrainHandle {
         DrainHandle(self.sender.clone())
+    }
+
+    /// For whoever knows when the process is ready.
+    pub fn ready_handle(&self) -> ReadyHandle {
+        ReadyHandle(self.sender.clone())
     }
 
     /// Starts a worker thread: `run` makes its future there, on its own runtime.

@@ -25,7 +25,18 @@ pub struct Snapshot {
     /// Connections without a validated connect message.
     pub pending: u64,
     pub draining: bool,
+    /// Of an agent that is linked to gateways. It has no clients of its own, so what is said of those is left out.
+    pub gateways: Option<Vec<LinkedGateway>>,
     pub log_lines_dropped: u64,
+}
+
+/// A gateway that an agent is linked to.
+#[derive(Debug)]
+pub struct LinkedGateway {
+    /// Host and port.
+    pub name: String,
+    pub up: bool,
+    pub channels_ready: u64,
 }
 
 const DIRECTIONS: [(Side, &str); 2] = [(Side::Client, "client_to_target"), (Side::Target, "target_to_client")];
@@ -79,6 +90,33 @@ impl Collector for Snapshot {
 
         self.connect_seconds(&mut family)?;
 
+        match &self.gateways {
+            Some(gateways) => links(gateways, &mut family)?,
+            None => self.clients(&mut family)?,
+        }
+
+        let sessions = self.by_worker(|worker| worker.sessions.get());
+        family.gauges("worker_sessions", "Sessions of each worker", sessions)?;
+        let help = "Log lines dropped because standard error did not take them in time";
+        family.counters("log_lines_dropped", help, [(NoLabels, self.log_lines_dropped)])?;
+        family.gauges("draining", "1 from the beginning of a drain on", [(NoLabels, u64::from(self.draining))])?;
+        family.gauges("driver", "How the workers talk to the kernel", [([("name", self.driver)], 1)])?;
+        let build = [("version", env!("CARGO_PKG_VERSION")), ("arch", std::env::consts::ARCH)];
+        family.gauges("build_info", "The version that runs", [(build, 1)])
+    }
+}
+
+/// What an agent says of its gateways.
+fn links(gateways: &[LinkedGateway], family: &mut Family<'_, '_>) -> fmt::Result {
+    let up = gateways.iter().map(|gateway| ([("gateway", gateway.name.as_str())], u64::from(gateway.up)));
+    family.gauges("links_up", "Gateways whose control link stands", up)?;
+    let ready = gateways.iter().map(|gateway| ([("gateway", gateway.name.as_str())], gateway.channels_ready));
+    family.gauges("channels_ready", "Data channels that wait for a session", ready)
+}
+
+impl Snapshot {
+    /// What a gateway says of its clients and agents.
+    fn clients(&self, family: &mut Family<'_, '_>) -> fmt::Result {
         let agents = self.agents.iter().map(|(slug, up)| ([("slug", slug.as_str())], u64::from(*up)));
         family.gauges("agents_up", "Agents that can take sessions", agents)?;
         let limited: u64 = self
@@ -95,23 +133,13 @@ impl Collector for Snapshot {
 
         let accepts = self.by_worker(|worker| worker.accepts.get());
         family.counters("accepts", "Connections accepted", accepts)?;
-        let sessions = self.by_worker(|worker| worker.sessions.get());
-        family.gauges("worker_sessions", "Sessions of each worker", sessions)?;
         let help = "Connections that have no validated connect message yet";
         family.gauges("pending", help, [(NoLabels, self.pending)])?;
         let refusals = self.summed(|worker| worker.refusals().collect());
         let refusals = refusals.into_iter().map(|(reason, count)| ([("reason", reason)], count));
-        family.counters("refused", "Connections and requests refused before any connect message", refusals)?;
-        let help = "Log lines dropped because standard error did not take them in time";
-        family.counters("log_lines_dropped", help, [(NoLabels, self.log_lines_dropped)])?;
-        family.gauges("draining", "1 from the beginning of a drain on", [(NoLabels, u64::from(self.draining))])?;
-        family.gauges("driver", "How the workers talk to the kernel", [([("name", self.driver)], 1)])?;
-        let build = [("version", env!("CARGO_PKG_VERSION")), ("arch", std::env::consts::ARCH)];
-        family.gauges("build_info", "The version that runs", [(build, 1)])
+        family.counters("refused", "Connections and requests refused before any connect message", refusals)
     }
-}
 
-impl Snapshot {
     /// Lists of the same names, one a worker, added up.
     fn summed(&self, read: impl Fn(&WorkerCounters) -> Vec<(&'static str, u64)>) -> Vec<(&'static str, u64)> {
         let mut all = read(&WorkerCounters::default());
@@ -215,7 +243,15 @@ mod tests {
             worker.sessions.add(1);
         }
         let agents = vec![("de1".to_owned(), true)];
-        let snapshot = Snapshot { workers, driver: "epoll", agents, pending: 3, draining: false, log_lines_dropped: 7 };
+        let snapshot = Snapshot {
+            workers,
+            driver: "epoll",
+            agents,
+            pending: 3,
+            draining: false,
+            gateways: None,
+            log_lines_dropped: 7,
+        };
         let text = text(snapshot).unwrap();
         for line in [
             "# TYPE ringway_sessions_total counter",

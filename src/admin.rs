@@ -1,4 +1,5 @@
-//! The admin listener: metrics, health, live sessions, and the beginning of a drain, for the operator only.
+//! The admin listener of a gateway or an agent: metrics, health, live sessions, and the beginning of a drain, for the
+//! operator only.
 //!
 //! On a thread of its own, so that no scrape holds up a worker. Counters are read where the workers keep them; rows of
 //! sessions are asked for by message, and each worker makes them of its own sessions. Must never show a key, a header,
@@ -9,13 +10,14 @@ use std::{
     io,
     net::{SocketAddr, TcpListener},
     rc::Rc,
-    sync::{Arc, atomic::Ordering},
+    sync::Arc,
     thread,
     time::Duration,
 };
 
-use futures_channel::mpsc;
+use futures_channel::mpsc::{self, UnboundedSender};
 use futures_util::StreamExt;
+use serde::Serialize;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener as Listener, TcpStream},
@@ -24,12 +26,8 @@ use tokio::{
     time::{Instant, timeout, timeout_at},
 };
 
-use super::{
-    Gateway, Observed, Shared,
-    http::{HeadReader, Request, Response},
-    record::RowsWanted,
-};
 use crate::{
+    gateway::http::{HeadReader, Request, Response},
     runtime::listen,
     telemetry::{
         log,
@@ -65,10 +63,36 @@ pub struct Admin {
     address: SocketAddr,
 }
 
-struct Server {
-    shared: Arc<Shared>,
-    workers: Vec<Observed>,
-    driver: &'static str,
+/// What the admin listener tells of.
+pub trait Overview: Send + 'static {
+    /// Of `/sessions`.
+    type Row: Serialize + Send + 'static;
+
+    /// What `/metrics` exports.
+    fn snapshot(&self) -> Snapshot;
+
+    /// Why no session can begin, if none can: a code, and words.
+    fn not_ready(&self) -> Option<(&'static str, &'static str)>;
+
+    /// Has every worker send the rows of its sessions.
+    fn ask_for_rows(&self, wanted: &RowsWanted<Self::Row>);
+
+    /// From now on no session begins.
+    fn begin_drain(&self);
+}
+
+/// A request for the rows of a worker's sessions, which come in batches.
+#[derive(Debug)]
+pub struct RowsWanted<Row>(pub UnboundedSender<Vec<Row>>);
+
+impl<Row> Clone for RowsWanted<Row> {
+    fn clone(&self) -> Self {
+        Self(self.0.clone())
+    }
+}
+
+struct Server<O> {
+    overview: O,
     on_drain: OnDrain,
     drained: Cell<bool>,
     /// One at a time may have the rows of all sessions in memory.
@@ -100,19 +124,11 @@ impl Admin {
     ///
     /// # Errors
     /// The thread could not be started.
-    pub fn start(self, gateway: &Gateway, on_drain: OnDrain) -> io::Result<()> {
-        let (shared, workers, driver) = (gateway.shared.clone(), gateway.workers.clone(), gateway.driver);
+    pub fn start(self, overview: impl Overview, on_drain: OnDrain) -> io::Result<()> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build()?;
         self.listener.set_nonblocking(true)?;
         thread::Builder::new().name("admin".into()).spawn(move || {
-            let server = Rc::new(Server {
-                shared,
-                workers,
-                driver,
-                on_drain,
-                drained: Cell::new(false),
-                rows: Semaphore::new(1),
-            });
+            let server = Rc::new(Server { overview, on_drain, drained: Cell::new(false), rows: Semaphore::new(1) });
             LocalSet::new().block_on(&runtime, async move {
                 match Listener::from_std(self.listener) {
                     Ok(listener) => server.accept(listener).await,
@@ -124,7 +140,7 @@ impl Admin {
     }
 }
 
-impl Server {
+impl<O: Overview> Server<O> {
     async fn accept(self: Rc<Self>, listener: Listener) {
         let room = Arc::new(Semaphore::new(MAX_CONNECTIONS));
         let anteroom = Arc::new(Semaphore::new(MAX_CONNECTIONS));
@@ -187,7 +203,7 @@ impl Server {
         farewell(&mut stream).await;
     }
 
-    /// The answer, and whether the gateway is to drain.
+    /// The answer, and whether the process is to drain.
     async fn answer(&self, request: &Request) -> (Response, bool) {
         let (method, path) = (request.method.as_str(), request.path.as_str());
         let allowed = if path == DRAIN_PATH { "POST" } else { "GET" };
@@ -210,14 +226,7 @@ impl Server {
     }
 
     fn metrics(&self) -> Response {
-        let snapshot = Snapshot {
-            workers: self.workers.iter().map(|worker| worker.counters.clone()).collect(),
-            driver: self.driver,
-            agents: self.shared.agents_up(),
-            pending: self.shared.pending.load(Ordering::Relaxed),
-            draining: self.shared.draining.load(Ordering::Relaxed),
-            log_lines_dropped: log::dropped_lines(),
-        };
+        let snapshot = Snapshot { log_lines_dropped: log::dropped_lines(), ..self.overview.snapshot() };
         match prometheus::text(snapshot) {
             Ok(text) => Response::text(200, prometheus::CONTENT_TYPE, text),
             Err(_) => Response::error(500, "internal", "The metrics could not be written"),
@@ -225,11 +234,8 @@ impl Server {
     }
 
     fn readiness(&self) -> Response {
-        if self.shared.draining.load(Ordering::Relaxed) {
-            return Response::error(503, "draining", "This gateway is shutting down");
-        }
-        if !self.shared.agents_up().iter().any(|(_, up)| *up) {
-            return Response::error(503, "no_agent", "No agent is up");
+        if let Some((code, message)) = self.overview.not_ready() {
+            return Response::error(503, code, message);
         }
         Response::json(200, r#"{"ok":true}"#.into())
     }
@@ -239,17 +245,13 @@ impl Server {
         if request.has("origin") {
             return (Response::error(403, "forbidden", "Not for web pages"), false);
         }
-        self.shared.begin_drain();
+        self.overview.begin_drain();
         (Response::json(202, r#"{"draining":true}"#.into()), true)
     }
 
     async fn sessions(&self) -> Response {
         let (sender, mut rows) = mpsc::unbounded();
-        for worker in &self.workers {
-            // A worker that has ended has no sessions.
-            let _ = worker.rows.unbounded_send(RowsWanted(sender.clone()));
-        }
-        drop(sender);
+        self.overview.ask_for_rows(&RowsWanted(sender));
         let mut body = String::from(r#"{"sessions":["#);
         let gathered = timeout(ROWS, async {
             let mut separator = "";

@@ -1,0 +1,157 @@
+//! One worker thread of an agent: opens data channels as it is told, runs their sessions, and ends them when the agent
+//! drains or a gateway is lost.
+use std::{
+    cell::RefCell,
+    io,
+    net::SocketAddr,
+    rc::{Rc, Weak},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
+
+use futures_channel::mpsc::UnboundedReceiver;
+use futures_util::StreamExt;
+
+use super::{
+    Shared,
+    link::{Event, Gateway, Ticket, channel, control::Control},
+    record::{Records, Row},
+};
+use crate::{
+    admin::RowsWanted,
+    protocol::drain::Drain,
+    relay::{Registry, wake::Signal},
+    runtime::{tasks::Tasks, threads::Line},
+    telemetry::counters::WorkerCounters,
+};
+
+/// What a worker is told.
+#[derive(Debug)]
+pub enum Order {
+    /// Open a data channel to this address.
+    Open(Ticket, Load, SocketAddr),
+    /// The gateway of this hop is lost.
+    Abort(u64),
+    /// Somebody wants to see the sessions.
+    Rows(RowsWanted<Row>),
+}
+
+/// A channel or session that a worker has, until it is dropped: who has fewest gets the next.
+#[derive(Debug)]
+pub struct Load(Arc<AtomicUsize>);
+
+impl Load {
+    pub fn on(worker: &Arc<AtomicUsize>) -> Self {
+        worker.fetch_add(1, Ordering::Relaxed);
+        Self(worker.clone())
+    }
+}
+
+impl Drop for Load {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// What the tasks of one worker share.
+pub struct Worker {
+    pub shared: Arc<Shared>,
+    /// From 0.
+    pub index: usize,
+    pub counters: Arc<WorkerCounters>,
+    pub records: Records,
+    pub registry: Registry,
+    pub tasks: Rc<Tasks>,
+    /// Channels that wait for a request, by their hops, as long as they do.
+    waiting: RefCell<Vec<(u64, Weak<Signal>)>>,
+}
+
+/// What a worker has of its own.
+#[derive(Debug)]
+pub struct Desk {
+    pub index: usize,
+    pub counters: Arc<WorkerCounters>,
+    pub orders: UnboundedReceiver<Order>,
+    /// The gateways whose control links it keeps.
+    pub gateways: Vec<(Arc<Gateway>, UnboundedReceiver<Event>)>,
+}
+
+/// Runs a worker as long as the process lives.
+pub async fn run(shared: Arc<Shared>, desk: Desk, mut line: Line) -> io::Result<()> {
+    let Desk { index, counters, mut orders, gateways } = desk;
+    let registry = Registry::new(shared.relayed.clone());
+    let worker = Rc::new(Worker {
+        shared,
+        index,
+        counters,
+        records: Records::default(),
+        registry,
+        tasks: Rc::default(),
+        waiting: RefCell::default(),
+    });
+    for (gateway, events) in gateways {
+        monoio::spawn(Control::new(worker.clone(), gateway, events).run());
+    }
+    let watcher = worker.clone();
+    monoio::spawn(async move { watcher.registry.watch().await });
+    let housekeeper = worker.tasks.clone();
+    monoio::spawn(async move { housekeeper.keep_memory_low().await });
+    let obedient = worker.clone();
+    monoio::spawn(async move {
+        while let Some(order) = orders.next().await {
+            obedient.obey(order);
+        }
+    });
+    while let Some(drain) = line.drain().await {
+        let worker = worker.clone();
+        let reporter = line.reporter();
+        monoio::spawn(async move {
+            worker.drain(drain).await;
+            reporter.drained();
+        });
+    }
+    Ok(())
+}
+
+impl Worker {
+    fn obey(self: &Rc<Self>, order: Order) {
+        let worker = self.clone();
+        match order {
+            Order::Open(ticket, load, address) => {
+                self.tasks.spawn(move |draining| channel::run(worker, ticket, load, address, draining));
+            }
+            Order::Abort(hop) => {
+                self.waiting.borrow_mut().retain(|(of, signal)| match signal.upgrade() {
+                    Some(signal) if *of == hop => {
+                        signal.set();
+                        false
+                    }
+                    other => other.is_some(),
+                });
+                monoio::spawn(async move { worker.registry.abort(hop).await });
+            }
+            Order::Rows(wanted) => {
+                monoio::spawn(async move { worker.records.send(wanted).await });
+            }
+        }
+    }
+
+    /// This channel waits for a request: it is woken when its hop is lost.
+    pub fn waits(&self, hop: u64, signal: &Rc<Signal>) {
+        let mut waiting = self.waiting.borrow_mut();
+        if waiting.len() == waiting.capacity() {
+            waiting.retain(|(_, signal)| signal.strong_count() > 0);
+        }
+        waiting.push((hop, Rc::downgrade(signal)));
+    }
+
+    /// Ends all sessions as the drain says. Done when none is left.
+    async fn drain(self: &Rc<Self>, drain: Arc<Drain>) {
+        self.tasks.drain(drain.clone());
+        let (worker, plan) = (self.clone(), drain.clone());
+        monoio::spawn(async move { worker.registry.drain(plan).await });
+        self.tasks.none_awaited(drain.end()).await;
+    }
+}
