@@ -13,6 +13,7 @@ pub mod tls;
 mod worker;
 
 use std::{
+    collections::BTreeMap,
     io,
     net::SocketAddr,
     path::PathBuf,
@@ -314,15 +315,19 @@ impl Overview for Observer {
     type Row = Row;
 
     fn snapshot(&self) -> Snapshot {
-        let gateways = self.shared.gateways.iter().map(|gateway| LinkedGateway {
-            name: gateway.name.clone(),
-            up: gateway.up.load(Ordering::Relaxed),
-            channels_ready: gateway.ready.load(Ordering::Relaxed),
-        });
+        // Two that differ in their paths only are one here.
+        let mut gateways: BTreeMap<&str, LinkedGateway> = BTreeMap::new();
+        for gateway in &self.shared.gateways {
+            let name = gateway.name.clone();
+            let entry = gateways.entry(&gateway.name);
+            let one = entry.or_insert(LinkedGateway { name, up: false, channels_ready: 0 });
+            one.up |= gateway.up.load(Ordering::Relaxed);
+            one.channels_ready += gateway.ready.load(Ordering::Relaxed);
+        }
         Snapshot {
             workers: self.shared.workers.iter().map(|worker| worker.counters.clone()).collect(),
             driver: self.driver,
-            gateways: Some(gateways.collect()),
+            gateways: Some(gateways.into_values().collect()),
             draining: self.shared.draining(),
             ..Snapshot::default()
         }

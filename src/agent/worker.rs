@@ -9,6 +9,7 @@ use std::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
+    time::Duration,
 };
 
 use futures_channel::mpsc::UnboundedReceiver;
@@ -26,6 +27,9 @@ use crate::{
     runtime::{tasks::Tasks, threads::Line},
     telemetry::counters::WorkerCounters,
 };
+
+/// When a worker has drained: how long gateways have to hear of it, and to have requests refused that are on their way.
+const LAST_WORDS: Duration = Duration::from_millis(50);
 
 /// What a worker is told.
 #[derive(Debug)]
@@ -153,5 +157,6 @@ impl Worker {
         let (worker, plan) = (self.clone(), drain.clone());
         monoio::spawn(async move { worker.registry.drain(plan).await });
         self.tasks.none_awaited(drain.end()).await;
+        monoio::time::sleep(LAST_WORDS).await;
     }
 }

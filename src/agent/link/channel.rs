@@ -54,6 +54,8 @@ const REQUEST: Duration = Duration::from_secs(5);
 const PATIENCE: Duration = Duration::from_secs(5);
 /// The most bytes behind a request that are held while its target is dialled; beyond, nothing is read.
 const MAX_HELD: usize = 64 * 1024;
+/// Of a session's id, in bytes.
+const MAX_SESSION_ID: usize = 64;
 /// How often a gateway that is not being read from is looked at for a reset.
 const BLIND_LOOK: Duration = Duration::from_millis(250);
 
@@ -113,7 +115,13 @@ async fn wait_for_request(
             deadline = Instant::now() + REQUEST;
         }
         match link::decode(&mut input) {
-            Ok(Some(request)) => return Some(Asked { socket, request, held: input, since: Instant::now() }),
+            Ok(Some(request)) => {
+                let mut request: Request = request;
+                // It goes into logs.
+                request.session.retain(|c| c.is_ascii_alphanumeric());
+                request.session.truncate(MAX_SESSION_ID);
+                return Some(Asked { socket, request, held: input, since: Instant::now() });
+            }
             Ok(None) => {}
             Err(error) => {
                 tracing::debug!(gateway = %ticket.instance.gateway.name, "a request cannot be read: {error}");
@@ -169,13 +177,14 @@ async fn serve(worker: Rc<Worker>, ticket: Ticket, load: Load, asked: Asked, dra
     match dialled {
         Ok((dialled, held)) => {
             let connected = Reply::Connected { subprotocol: dialled.subprotocol.clone(), took: took(&timings) };
-            if say(&socket, &connected).await.is_err() || ticket.instance.is_lost() {
+            if say(&socket, &connected).await.is_err() {
                 return worker.counters.outcome(counters::CLIENT_GONE);
             }
             worker.counters.outcome(counters::CONNECTED);
             worker.counters.took(Stage::Total, since.elapsed());
             begin(&worker, ticket, load, record, socket, dialled, held);
         }
+        Err(_) if ticket.instance.is_lost() => End::Gone.say(&worker, &socket, &request, &timings).await,
         Err(end) => end.say(&worker, &socket, &request, &timings).await,
     }
 }
@@ -306,6 +315,10 @@ fn begin(
     let relayed = worker.clone();
     let awaited = worker.tasks.awaited();
     worker.tasks.spawn(move |_| async move {
+        if ticket.instance.is_lost() {
+            // Behind the abort that all others of this hop were told of.
+            connected.client.abort();
+        }
         let relay = relay::begin(connected, &relayed.registry, meter);
         record.relayed(&relay);
         relay.ended().await;

@@ -223,3 +223,31 @@ class Gateway(Process):
                 await gateway.kill()
                 raise
         return gateway
+
+
+class Agent(Process):
+    """`ringway agent -c agent.toml`."""
+
+    admin_port = 0
+
+    @classmethod
+    async def run(cls, folder: Path, gateways: list[str], token: str, *, ready: bool = True, admin: bool = False, driver: str | None = None, workers: int = 2, egress: dict | None = None, limits: dict | None = None, env: dict | None = None, launcher: list[str] | None = None, **top) -> "Agent":
+        (folder / "agent.token").write_text(token + "\n")
+        (folder / "agent.token").chmod(0o600)
+        (folder / "agent.toml").write_text(toml({
+            "slug": "de1", "country": "DE", "node_id": "scraping-de1", "gateways": gateways, "token_file": "agent.token", **top,
+            "runtime": {"workers": workers, "driver": driver or DRIVER},
+            "egress": {"allow": ["127.0.0.0/8", "::1/128"], **(egress or {})},
+            **({"limits": limits} if limits else {}),
+            **({"admin": {"addr": "127.0.0.1:0"}} if admin else {}),
+        }))
+        agent = await cls.start("agent", "-c", str(folder / "agent.toml"), cwd="/", launcher=launcher, env=env)
+        try:
+            if admin:
+                agent.admin_port = int((await agent.line(r"^listening on (?:\S+):(\d+) \(admin\)$"))[1])
+            if ready:
+                await agent.ready()
+        except BaseException:
+            await agent.kill()
+            raise
+        return agent
