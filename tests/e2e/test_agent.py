@@ -161,7 +161,9 @@ async def test_two_gateways_are_two_links(world):
 @pytest.mark.parametrize(("status", "fields", "body", "log"), [
     (401, {}, b"", r"ERROR.*no link to the gateway: its token is refused"),
     (403, {}, b'{"message":"slug de1 is not yours"}', r"ERROR.*slug or country is refused \(slug de1 is not yours\)"),
-    (426, {"Ringway-Protocol": "9"}, b"", r"it speaks link protocol 9, and this agent 1 to 1"),
+    (426, {}, b'{"message":"This gateway speaks 9"}', r"the versions do not fit: This gateway speaks 9 \(this agent speaks link protocol 1 to 1\)"),
+    (101, {"Upgrade": "ringway", "Ringway-Protocol": "9", "Ringway-Instance": "x"}, b"", r"the versions do not fit: it speaks link protocol 9"),
+    (101, {"Upgrade": "ringway"}, b"", r"it does not say who it is"),
     (503, {"Retry-After": "1"}, b'{"message":"shutting down"}', r"it takes no agents now \(shutting down\)"),
     (404, {}, b"", r"no ringway gateway of this version, or the path is wrong: HTTP 404"),
 ])

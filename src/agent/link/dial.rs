@@ -60,8 +60,12 @@ pub enum LinkFailure {
     Token,
     #[error("slug or country is refused{0}: agents.toml of the gateway says which token is for which")]
     Forbidden(String),
-    /// With the protocol number that it speaks, in words.
-    #[error("the versions do not fit: {0}; update the older one of agent and gateway")]
+    /// With the gateway's words.
+    #[error(
+        "the versions do not fit: {0} (this agent speaks link protocol {oldest} to {newest}); update the older one",
+        oldest = PROTOCOLS.start(),
+        newest = PROTOCOLS.end()
+    )]
     Version(String),
     #[error("it takes no agents now{}", .why)]
     Busy { retry_after: Option<Duration>, why: String },
@@ -90,11 +94,7 @@ impl From<Refusal> for LinkFailure {
             Refusal::Token => Self::Token,
             Refusal::Forbidden(why) => Self::Forbidden(told(why)),
             Refusal::Mismatch => Self::Mismatch,
-            Refusal::Version(theirs) => {
-                let theirs = theirs.unwrap_or_else(|| "another".to_owned());
-                let (oldest, newest) = (PROTOCOLS.start(), PROTOCOLS.end());
-                Self::Version(format!("it speaks link protocol {theirs}, and this agent {oldest} to {newest}"))
-            }
+            Refusal::Version(why) => Self::Version(why),
             Refusal::Busy { retry_after, why } => Self::Busy { retry_after, why: told(why) },
             Refusal::Other(what) => Self::NoGateway(what),
         }
@@ -128,8 +128,8 @@ pub(super) async fn control(shared: &Shared, gateway: &Gateway, stage: &Cell<Sta
     let max_sessions = shared.max_sessions.to_string();
     let headers = [(header::MAX_SESSIONS, max_sessions.as_str())];
     let link = open(shared, gateway, tcp, address, link::CONTROL, &headers, stage).await?;
-    if link.accepted.instance.is_empty() {
-        return Err(LinkFailure::NoGateway("it does not name itself".into()));
+    if link.accepted.instance.is_empty() || link.accepted.protocol.is_none() {
+        return Err(LinkFailure::NoGateway("it does not say who it is".into()));
     }
     Ok(link)
 }

@@ -35,7 +35,8 @@ pub(super) fn request(path: &str, authority: &str, token: &str, headers: &[(&str
 /// The gateway takes the link.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Accepted {
-    /// Empty where it is not told, which is so on data channels.
+    /// The link protocol that is spoken. This and what follows is told on the control link only.
+    pub protocol: Option<u16>,
     pub instance: String,
     pub channels: u32,
 }
@@ -49,8 +50,8 @@ pub(super) enum Refusal {
     Forbidden(String),
     /// 421
     Mismatch,
-    /// 426, with the protocol number that the gateway speaks, if it says so
-    Version(Option<String>),
+    /// 426, or a 101 with a protocol that we do not know; with the gateway's words
+    Version(String),
     /// 503
     Busy { retry_after: Option<Duration>, why: String },
     /// What answers is no gateway, or none that we know.
@@ -74,16 +75,20 @@ pub(super) fn answer(input: &mut Vec<u8>) -> Result<Option<Accepted>, Refusal> {
     let status = response.code.unwrap_or_default();
     if status == 101 {
         let upgraded = value("upgrade").is_some_and(|token| token.eq_ignore_ascii_case(UPGRADE_TOKEN));
-        let spoken = value(header::PROTOCOL).and_then(|number| number.parse().ok());
+        let protocol = value(header::PROTOCOL);
+        let spoken = protocol.and_then(|number| number.parse().ok());
         let accepted = Accepted {
+            protocol: spoken,
             instance: value(header::INSTANCE).unwrap_or_default().to_owned(),
             channels: value(header::CHANNELS).and_then(|channels| channels.parse().ok()).unwrap_or_default(),
         };
         if !upgraded {
             return Err(no_gateway("an Upgrade to something else"));
         }
-        if !spoken.is_some_and(|number| PROTOCOLS.contains(&number)) {
-            return Err(Refusal::Version(value(header::PROTOCOL).map(readable)));
+        if let Some(theirs) = protocol
+            && !spoken.is_some_and(|number| PROTOCOLS.contains(&number))
+        {
+            return Err(Refusal::Version(format!("it speaks link protocol {}", readable(theirs))));
         }
         input.drain(..end);
         return Ok(Some(accepted));
@@ -97,7 +102,7 @@ pub(super) fn answer(input: &mut Vec<u8>) -> Result<Option<Accepted>, Refusal> {
         401 => Refusal::Token,
         403 => Refusal::Forbidden(why()),
         421 => Refusal::Mismatch,
-        426 => Refusal::Version(value(header::PROTOCOL).map(readable)),
+        426 => Refusal::Version(why()),
         503 => {
             let retry_after = value("retry-after").and_then(|seconds| seconds.parse().ok()).map(Duration::from_secs);
             Refusal::Busy { retry_after, why: why() }
@@ -151,10 +156,10 @@ mod tests {
             assert_eq!(read(&GOOD[..len]), Ok(None), "{len} bytes");
         }
         let mut input = format!("{GOOD}behind").into_bytes();
-        assert_eq!(answer(&mut input), Ok(Some(Accepted { instance: "00ff".into(), channels: 8 })));
+        assert_eq!(answer(&mut input), Ok(Some(Accepted { protocol: Some(1), instance: "00ff".into(), channels: 8 })));
         assert_eq!(input, b"behind");
-        let bare = "HTTP/1.1 101 X\r\nUpgrade: ringway\r\nRingway-Protocol: 1\r\n\r\n";
-        assert_eq!(read(bare), Ok(Some(Accepted { instance: String::new(), channels: 0 })));
+        let bare = "HTTP/1.1 101 X\r\nUpgrade: ringway\r\n\r\n";
+        assert_eq!(read(bare), Ok(Some(Accepted { protocol: None, instance: String::new(), channels: 0 })));
     }
 
     #[test]
@@ -174,15 +179,23 @@ mod tests {
             ),
             ("403 Forbidden", "", Refusal::Forbidden(String::new())),
             ("421 Misdirected\r\nContent-Length: 2", "{}", Refusal::Mismatch),
-            ("426 X\r\nRingway-Protocol: 7", "", Refusal::Version(Some("7".into()))),
-            ("426 X\r\nUpgrade: ringway", "", Refusal::Version(None)),
+            ("426 X", "", Refusal::Version(String::new())),
+            ("426 X\r\nContent-Length: 17", r#"{"message":"old"}"#, Refusal::Version("old".into())),
             ("503 X\r\nRetry-After: 3\r\nContent-Length: 23", "{\"message\":\"off\u{2009}now\"}", busy),
             ("503 X\r\nContent-Length: 999999999", "", Refusal::Busy { retry_after: None, why: String::new() }),
             ("404 Not Found", "", no_gateway("HTTP 404")),
             ("200 OK", "", no_gateway("HTTP 200")),
             ("101 X\r\nUpgrade: websocket\r\nRingway-Protocol: 1", "", no_gateway("an Upgrade to something else")),
-            ("101 X\r\nUpgrade: ringway\r\nRingway-Protocol: 2", "", Refusal::Version(Some("2".into()))),
-            ("101 X\r\nUpgrade: ringway", "", Refusal::Version(None)),
+            (
+                "101 X\r\nUpgrade: ringway\r\nRingway-Protocol: 2",
+                "",
+                Refusal::Version("it speaks link protocol 2".into()),
+            ),
+            (
+                "101 X\r\nUpgrade: ringway\r\nRingway-Protocol: x",
+                "",
+                Refusal::Version("it speaks link protocol x".into()),
+            ),
         ] {
             assert_eq!(read(&format!("HTTP/1.1 {head}\r\n\r\n{body}")), Err(expected), "{head}");
         }

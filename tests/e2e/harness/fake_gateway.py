@@ -108,7 +108,7 @@ class FakeGateway:
             await link.read_request()
             kind = link.path.rpartition("/")[2]
             if self.answer_control if kind == "control" else self.answer_data:
-                await link.answer(101, self.accepted)
+                await link.answer(101, self.accepted if kind == "control" else {"Connection": "Upgrade", "Upgrade": "ringway"})
             self.waiting[kind].put_nowait(link)
         except Exception:
             sock.close()
