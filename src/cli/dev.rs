@@ -14,7 +14,7 @@ use super::{key, process, supervise::supervise};
 use crate::{
     config::{EgressRule, GatewayConfig, gateway::EmbeddedAgentConfig},
     echo,
-    gateway::{Gateway, admin::Admin},
+    gateway::{Files, Gateway, admin::Admin},
     runtime::{
         driver::Driver,
         listen, memory,
@@ -63,7 +63,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let mut target = threads.apart();
     let echo = echo::start(listen::free_or_any(loopback(ECHO_PORT)), &driver, &mut target)?;
     let admin = Admin::bind(loopback(ADMIN_PORT)).or_else(|_| Admin::bind(loopback(0)))?;
-    let gateway = Gateway::start(config, keys, roots, None, &driver, &mut threads)?;
+    let gateway = Gateway::start(config, Files { keys, roots, ..Files::default() }, &driver, &mut threads)?;
     let public = gateway.addresses[0];
     process::announce(public, "public");
     let admin_address = admin.address();

@@ -8,8 +8,8 @@ use super::{
     supervise::{Service, supervise},
 };
 use crate::{
-    config::{ConfigError, GatewayConfig, keys},
-    gateway::{Gateway, admin::Admin, tls::Acceptor},
+    config::{ConfigError, GatewayConfig, agents, keys},
+    gateway::{Files, Gateway, admin::Admin, tls::Acceptor},
     protocol::drain::Drain,
     runtime::{
         driver::Driver,
@@ -38,15 +38,18 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     // Early: a SIGHUP that comes while the files are read must not end the process.
     let mut threads = Threads::with_signals_and_reload()?;
     let config = GatewayConfig::load(&args.config)?;
-    let keys = keys::load(&config.keys.file)?;
-    let roots = config.egress.roots()?;
-    let tls = config.listen.tls.as_ref().map(Acceptor::load).transpose()?;
+    let files = Files {
+        keys: keys::load(&config.keys.file)?,
+        agent_tokens: config.agents.tokens.as_deref().map(agents::load).transpose()?,
+        roots: config.egress.roots()?,
+        tls: config.listen.tls.as_ref().map(Acceptor::load).transpose()?,
+    };
     threads::raise_open_files();
     memory::keep_pages_small();
     let driver = Driver::choose(config.runtime.driver).context("runtime.driver")?;
     driver.log();
     let admin = config.admin.addr.map(Admin::bind).transpose()?;
-    let gateway = Gateway::start(config, keys, roots, tls, &driver, &mut threads)?;
+    let gateway = Gateway::start(config, files, &driver, &mut threads)?;
     for address in &gateway.addresses {
         process::announce(*address, "public");
     }

@@ -37,6 +37,7 @@ pub struct GatewayConfig {
     pub listen: ListenConfig,
     pub admin: AdminConfig,
     pub keys: KeysConfig,
+    pub agents: AgentsConfig,
     /// `None`: the gateway answers `no_agent`.
     pub embedded_agent: Option<EmbeddedAgentConfig>,
     pub egress: EgressConfig,
@@ -85,6 +86,11 @@ pub struct AdminConfig {
     pub addr: Option<SocketAddr>,
 }
 
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct AgentsConfig {
+    pub tokens: Option<PathBuf>,
+    pub idle_channels: u32,
+}
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KeysConfig {
     pub file: PathBuf,
@@ -134,6 +140,7 @@ impl GatewayConfig {
 impl Default for GatewayConfig {
     fn default() -> Self {
         Self {
+            agents: Default::default(),
             node_id: host_name().unwrap_or_else(|| "localhost".to_owned()),
             public_url: None,
             runtime: RuntimeConfig::default(),
@@ -215,7 +222,18 @@ fn read(root: &mut Section<'_, '_>, folder: &Path) -> Option<GatewayConfig> {
     let egress = egress(root.table("egress", "[egress]"), folder);
     let limits = limits(root.table("limits", "[limits]"));
     root.refuse("agents");
-    Some(GatewayConfig { node_id, public_url, runtime, listen, admin, keys, embedded_agent, egress, limits })
+    Some(GatewayConfig {
+        node_id,
+        public_url,
+        runtime,
+        listen,
+        admin,
+        keys,
+        agents: Default::default(),
+        embedded_agent,
+        egress,
+        limits,
+    })
 }
 
 fn runtime(mut table: Section<'_, '_>) -> RuntimeConfig {

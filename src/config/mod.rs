@@ -13,6 +13,7 @@
 //! | [`kind`] | which of the files a text is |
 //! | [`names`], [`units`] | what a slug, a country, `"10s"` or `"64KiB"` is |
 //! | `reader`, `value`, `error` | walking a parsed TOML file and collecting what is wrong with it |
+pub mod agents;
 pub mod certs;
 pub mod egress;
 mod error;

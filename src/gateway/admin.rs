@@ -26,6 +26,7 @@ use tokio::{
 
 use super::{
     Gateway, Observed, Shared,
+    agents::Known,
     http::{HeadReader, Request, Response},
     record::RowsWanted,
 };
@@ -213,7 +214,8 @@ impl Server {
         let snapshot = Snapshot {
             workers: self.workers.iter().map(|worker| worker.counters.clone()).collect(),
             driver: self.driver,
-            agents: self.shared.agents_up(),
+            agents: self.shared.agents.known().into_iter().map(Known::counts).collect(),
+            failovers: self.shared.agents.failovers(),
             pending: self.shared.pending.load(Ordering::Relaxed),
             draining: self.shared.draining.load(Ordering::Relaxed),
             log_lines_dropped: log::dropped_lines(),
@@ -228,7 +230,7 @@ impl Server {
         if self.shared.draining.load(Ordering::Relaxed) {
             return Response::error(503, "draining", "This gateway is shutting down");
         }
-        if !self.shared.agents_up().iter().any(|(_, up)| *up) {
+        if !self.shared.agents.any_up() {
             return Response::error(503, "no_agent", "No agent is up");
         }
         Response::json(200, r#"{"ok":true}"#.into())

@@ -3,6 +3,7 @@
 //! Everything here happens before a session's first relayed byte. State that worker threads share is touched at
 //! connect only; a connection belongs to the worker that accepted it.
 pub mod admin;
+mod agents;
 mod arrival;
 pub mod bucket;
 mod connection;
@@ -28,11 +29,12 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
-use futures_channel::mpsc::{self, UnboundedSender};
+use futures_channel::mpsc::{self, UnboundedReceiver, UnboundedSender};
 use ipnet::IpNet;
 use rustls_pki_types::CertificateDer;
 
 use self::{
+    agents::{Agents, Errand},
     keys::Keys,
     record::RowsWanted,
     reload::{Reloaded, Reloader},
@@ -42,8 +44,10 @@ use self::{
 use crate::{
     agent::{dial::Dialler, egress::Egress, tls as target_tls},
     config::{
-        ConfigError, GatewayConfig, KeyEntry, certs,
-        gateway::{EmbeddedAgentConfig, LimitsConfig},
+        ConfigError, GatewayConfig, KeyEntry,
+        agents::{self as agents_file, AgentEntry},
+        certs,
+        gateway::LimitsConfig,
         keys as keys_file,
     },
     protocol::drain::Drain,
@@ -81,7 +85,21 @@ pub struct Shared {
     /// Those of them that are relayed.
     relayed: Arc<AtomicUsize>,
     draining: AtomicBool,
-    agent: Option<(EmbeddedAgentConfig, Dialler)>,
+    agents: Agents,
+    /// The embedded agent's.
+    dialler: Dialler,
+}
+
+/// What the files hold that a configuration names.
+#[derive(Debug, Default)]
+pub struct Files {
+    pub keys: Vec<KeyEntry>,
+    /// Remote agents' tokens; without them no remote agents are taken.
+    pub agent_tokens: Option<Vec<AgentEntry>>,
+    /// What `wss://` targets may show beside the platform's own.
+    pub roots: Vec<CertificateDer<'static>>,
+    /// For the listeners of `[listen.tls]`.
+    pub tls: Option<Acceptor>,
 }
 
 /// A gateway whose workers run.
@@ -104,19 +122,11 @@ struct Observed {
 }
 
 impl Gateway {
-    /// Binds the listeners and starts the workers on `threads`. `roots` are what `wss://` targets may show beside the
-    /// platform's own. `tls` is for the listeners of `[listen.tls]`.
+    /// Binds the listeners and starts the workers on `threads`.
     ///
     /// # Errors
     /// An address cannot be bound, or a thread not be started; the error says which.
-    pub fn start(
-        config: GatewayConfig,
-        keys: Vec<KeyEntry>,
-        roots: Vec<CertificateDer<'static>>,
-        tls: Option<Acceptor>,
-        driver: &Driver,
-        threads: &mut Threads,
-    ) -> io::Result<Self> {
+    pub fn start(config: GatewayConfig, files: Files, driver: &Driver, threads: &mut Threads) -> io::Result<Self> {
         let workers = config.runtime.worker_threads();
         let mut listeners: Vec<Vec<Listener>> = (0..workers).map(|_| Vec::new()).collect();
         let mut bind = |wanted: &[SocketAddr], tls: bool| -> io::Result<Vec<SocketAddr>> {
@@ -132,19 +142,21 @@ impl Gateway {
         let addresses = bind(&config.listen.addr, false)?;
         let wanted = config.listen.tls.as_ref().map_or(&[][..], |tls| &tls.addr);
         let tls_addresses = bind(wanted, true)?;
-        let files = (config.keys.file.clone(), config.egress.ca_file.clone());
+        let (keys_file, roots_file) = (config.keys.file.clone(), config.egress.ca_file.clone());
         let certificate = config.listen.tls.as_ref().map(|tls| tls.cert.clone());
-        let shared = Arc::new(Shared::new(config, keys, roots, tls)?);
-        let reloaders = shared.reloaders(files.0, files.1, certificate);
+        let tokens_file = config.agents.tokens.clone();
+        let (shared, errands) = Shared::new(config, files)?;
+        let shared = Arc::new(shared);
+        let reloaders = shared.reloaders(keys_file, roots_file, certificate, tokens_file);
         let cores = allowed_cores();
         let mut observed = Vec::new();
-        for (index, listeners) in listeners.into_iter().enumerate() {
+        for (index, (listeners, errands)) in listeners.into_iter().zip(errands).enumerate() {
             let shared = shared.clone();
             let core = if cores.is_empty() { None } else { cores.get(index % cores.len()).copied() };
             let (rows, wanted) = mpsc::unbounded();
             let counters = Arc::new(WorkerCounters::default());
             observed.push(Observed { counters: counters.clone(), rows });
-            let desk = worker::Desk { index, counters, rows: wanted };
+            let desk = worker::Desk { index, counters, rows: wanted, errands };
             threads.spawn(&format!("worker-{index}"), driver.clone(), core, move |line| {
                 worker::run(shared, listeners, desk, line)
             })?;
@@ -187,14 +199,21 @@ impl Shared {
         keys: PathBuf,
         roots: Option<PathBuf>,
         certificate: Option<PathBuf>,
+        agent_tokens: Option<PathBuf>,
     ) -> Vec<Reloader> {
         let shared = self.clone();
         let mut reloaders = vec![Reloader::new("API keys", keys, move |file| {
             let entries = keys_file::load(file)?;
             Ok(shared.keys.replace(entries, Instant::now()).to_string())
         })];
-        if let (Some((_, dialler)), Some(file)) = (&self.agent, roots) {
-            let dialler = dialler.clone();
+        if let Some(file) = agent_tokens {
+            let shared = self.clone();
+            reloaders.push(Reloader::new("agent tokens", file, move |file| {
+                Ok(shared.agents.replace_tokens(agents_file::load(file)?))
+            }));
+        }
+        if let (Some(_), Some(file)) = (self.agents.embedded(), roots) {
+            let dialler = self.dialler.clone();
             reloaders.push(Reloader::new("roots for wss:// targets", file, move |file| {
                 let roots = certs::load_roots(file)?;
                 let count = roots.len();
@@ -219,25 +238,18 @@ impl Shared {
         self.proxy_protocol_from.is_empty() || self.proxy_protocol_from.iter().any(|net| net.contains(&from))
     }
 
-    /// The slugs of all agents, and whether one of that slug is up.
-    fn agents_up(&self) -> Vec<(String, bool)> {
-        self.agent.iter().map(|(agent, _)| (agent.slug.clone(), true)).collect()
-    }
-
-    fn new(
-        config: GatewayConfig,
-        keys: Vec<KeyEntry>,
-        roots: Vec<CertificateDer<'static>>,
-        tls: Option<Acceptor>,
-    ) -> io::Result<Self> {
+    fn new(config: GatewayConfig, files: Files) -> io::Result<(Self, Vec<UnboundedReceiver<Errand>>)> {
+        let Files { keys, agent_tokens, roots, tls } = files;
         let dialler = Dialler {
             egress: Arc::new(Egress::new(config.egress.allow, config.egress.deny)),
             resolver: Resolver::start()?,
             tls: Arc::new(ArcSwap::new(target_tls::client_config(roots)?)),
             tcp_keepalive: config.limits.tcp_keepalive,
         };
-        Ok(Self {
-            workers: config.runtime.worker_threads(),
+        let workers = config.runtime.worker_threads();
+        let (agents, errands) = Agents::new(config.embedded_agent, agent_tokens, config.agents.idle_channels, workers);
+        let shared = Self {
+            workers,
             node_id: config.node_id,
             public_url: config.public_url,
             limits: config.limits,
@@ -249,7 +261,9 @@ impl Shared {
             sessions: AtomicU64::new(0),
             relayed: Arc::default(),
             draining: AtomicBool::new(false),
-            agent: config.embedded_agent.map(|agent| (agent, dialler)),
-        })
+            agents,
+            dialler,
+        };
+        Ok((shared, errands))
     }
 }

@@ -113,6 +113,11 @@ impl Record {
         })
     }
 
+    /// As in the log.
+    pub fn id(&self) -> String {
+        Hex(self.id).to_string()
+    }
+
     pub fn authenticated(&self, key: &Arc<Key>) {
         self.details.borrow_mut().key = Some(key.clone());
     }

@@ -18,7 +18,9 @@ use futures_util::{FutureExt, StreamExt};
 use monoio::net::{TcpListener, TcpStream};
 
 use super::{
-    Shared, connection,
+    Shared,
+    agents::{self, Channels, Errand},
+    connection,
     http::Response,
     record::{Records, RowsWanted},
 };
@@ -58,6 +60,8 @@ pub(super) struct Worker {
     pub counters: Arc<WorkerCounters>,
     pub records: Records,
     pub registry: Registry,
+    /// Data channels of agents that are ready here.
+    pub channels: Rc<Channels>,
     /// Connections and sessions of this worker, as long as they are not closed.
     live: RefCell<Vec<Weak<Signal>>>,
     draining: RefCell<Option<Arc<Drain>>>,
@@ -76,6 +80,8 @@ pub(super) struct Desk {
     pub index: usize,
     pub counters: Arc<WorkerCounters>,
     pub rows: UnboundedReceiver<RowsWanted>,
+    /// What the other workers want.
+    pub errands: UnboundedReceiver<Errand>,
 }
 
 /// One that is counted in the whole process until it is dropped.
@@ -119,7 +125,7 @@ impl Drop for Awaited {
 /// Runs a worker as long as the process lives: the listeners stay open to the last, since one that closes resets what
 /// waits in its accept queue.
 pub(super) async fn run(shared: Arc<Shared>, listeners: Vec<Listener>, desk: Desk, mut line: Line) -> io::Result<()> {
-    let Desk { index, counters, mut rows } = desk;
+    let Desk { index, counters, mut rows, errands } = desk;
     let registry = Registry::new(shared.relayed.clone());
     let worker = Rc::new(Worker {
         shared,
@@ -127,6 +133,7 @@ pub(super) async fn run(shared: Arc<Shared>, listeners: Vec<Listener>, desk: Des
         counters,
         records: Records::default(),
         registry,
+        channels: Rc::default(),
         live: RefCell::default(),
         draining: RefCell::default(),
         fewer: Signal::default(),
@@ -147,6 +154,8 @@ pub(super) async fn run(shared: Arc<Shared>, listeners: Vec<Listener>, desk: Des
             clerk.records.send(wanted).await;
         }
     });
+    let porter = worker.clone();
+    monoio::spawn(async move { agents::run_errands(&porter, errands).await });
     let housekeeper = worker.clone();
     monoio::spawn(async move { housekeeper.keep_memory_low().await });
     while let Some(drain) = line.drain().await {
