@@ -221,7 +221,7 @@ fn read(root: &mut Section<'_, '_>, folder: &Path) -> Option<GatewayConfig> {
     let embedded_agent = embedded_agent(root.table("embedded_agent", "[embedded_agent]"), &node_id);
     let egress = egress(root.table("egress", "[egress]"), folder);
     let limits = limits(root.table("limits", "[limits]"));
-    root.refuse("agents");
+    let agents = agents(root.table("agents", "[agents]"), folder);
     Some(GatewayConfig {
         node_id,
         public_url,
@@ -229,7 +229,7 @@ fn read(root: &mut Section<'_, '_>, folder: &Path) -> Option<GatewayConfig> {
         listen,
         admin,
         keys,
-        agents: Default::default(),
+        agents,
         embedded_agent,
         egress,
         limits,
@@ -246,6 +246,13 @@ fn runtime(mut table: Section<'_, '_>) -> RuntimeConfig {
     });
     table.refuse("relay");
     RuntimeConfig { workers: usize::try_from(workers).unwrap_or(0), driver: driver.unwrap_or_default() }
+}
+
+fn agents(mut table: Section<'_, '_>, folder: &Path) -> AgentsConfig {
+    AgentsConfig {
+        tokens: table.value("tokens", |value| Ok(value::string(value)?.to_owned())).map(|name| folder.join(name)),
+        idle_channels: table.value("idle_channels", value::whole(1..=64)).unwrap_or(4) as u32,
+    }
 }
 
 fn listen(mut table: Section<'_, '_>, folder: &Path) -> ListenConfig {

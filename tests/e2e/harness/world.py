@@ -1,15 +1,20 @@
 """What a test is handed: it makes gateways, clients and targets, and takes them all down at the end."""
 from __future__ import annotations
 
+import os
 import tempfile
 from contextlib import AsyncExitStack
 from pathlib import Path
 
 from .client import KEY, Client
-from .process import Gateway, Process
+from .process import Agent, Gateway, Process, token_entry
 from .secure import SecurePipe
 from .target import Target, TargetConnection
 from .tls import Authority
+
+
+REMOTE = os.environ.get("RINGWAY_TEST_AGENT") == "remote"
+"""The same tests with a remote agent in the place of the embedded one."""
 
 
 class World:
@@ -33,9 +38,30 @@ class World:
 
     async def gateway(self, **options) -> Gateway:
         """A running gateway; options as for `Gateway.run` and `gateway_config`."""
-        gateway = await Gateway.run(options.pop("folder", None) or self.folder(), **self.front(**options))
+        options = self.front(**options)
+        agent = self.split(options) if REMOTE and options.get("embedded", True) and "tokens" not in options else None
+        gateway = await Gateway.run(options.pop("folder", None) or self.folder(), **options)
         self.stack.push_async_callback(gateway.kill)
+        if agent is not None:
+            gateway.agent = await self.agent(gateway, **agent)
         return gateway
+
+    def split(self, options: dict) -> dict:
+        """Takes the embedded agent out of a gateway's options; what a remote agent in its place is given."""
+        agent = {"slug": "de1", "country": "DE", "node_id": "scraping-de1", **(options.pop("agent", None) or {})}
+        options.update(embedded=False, tokens=[token_entry(agent["slug"])])
+        kept = {name: options[name] for name in ("driver", "workers", "egress", "env") if name in options}
+        limits = {name: value for name, value in (options.get("limits") or {}).items() if name in ("target_timeout", "tcp_keepalive")}
+        return {**agent, **kept, **({"limits": limits} if limits else {})}
+
+    async def agent(self, *gateways: Gateway, folder: Path | None = None, **options) -> Agent:
+        """A remote agent that is linked to the first of these gateways; options as for `Agent.run`."""
+        addresses = [f"ws{'s' if gateway.port == gateway.tls_port else ''}://localhost:{gateway.port}/agent" for gateway in gateways]
+        if any(address.startswith("wss") for address in addresses):
+            options["top"] = {"ca_file": str(self.authority.file), **(options.get("top") or {})}
+        agent = await Agent.run(folder or self.folder(), addresses, **options)
+        self.stack.push_async_callback(agent.kill)
+        return agent
 
     async def process(self, *arguments: str, **options) -> Process:
         process = await Process.start(*arguments, **options)
