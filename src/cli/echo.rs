@@ -8,10 +8,10 @@ use std::{
 
 use super::{
     process,
-    supervise::{Service, supervise},
+    supervise::{Reload, Service, supervise},
 };
 use crate::{
-    config::{ConfigError, gateway::Driver as Wanted},
+    config::gateway::Driver as Wanted,
     echo,
     protocol::drain::Drain,
     runtime::{
@@ -63,7 +63,7 @@ impl Service for Echo {
         Drain::new(Instant::now(), Duration::ZERO, 0, 0, 0)
     }
 
-    fn reload(&self) -> Vec<ConfigError> {
-        Vec::new()
+    fn reload(&self) -> Reload {
+        Box::new(Vec::new)
     }
 }

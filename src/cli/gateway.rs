@@ -5,10 +5,10 @@ use anyhow::Context;
 
 use super::{
     process,
-    supervise::{Service, supervise},
+    supervise::{Reload, Service, supervise},
 };
 use crate::{
-    config::{ConfigError, GatewayConfig, keys},
+    config::{GatewayConfig, keys},
     gateway::{Gateway, admin::Admin, tls::Acceptor},
     protocol::drain::Drain,
     runtime::{
@@ -36,11 +36,12 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let ready = process::take_ready_fd(args.ready_fd)?;
     let _logs = process::start_logs()?;
     // Early: a SIGHUP that comes while the files are read must not end the process.
-    let mut threads = Threads::with_signals_and_reload()?;
+    let mut threads = Threads::with_reload()?;
     let config = GatewayConfig::load(&args.config)?;
     let keys = keys::load(&config.keys.file)?;
     let roots = config.egress.roots()?;
     let tls = config.listen.tls.as_ref().map(Acceptor::load).transpose()?;
+    threads.listen_for_termination()?;
     threads::raise_open_files();
     memory::keep_pages_small();
     let driver = Driver::choose(config.runtime.driver).context("runtime.driver")?;
@@ -76,7 +77,7 @@ impl Service for Gateway {
         self.shared.begin_drain()
     }
 
-    fn reload(&self) -> Vec<ConfigError> {
-        Self::reload(self).errors
+    fn reload(&self) -> Reload {
+        Box::new(Self::reload(self))
     }
 }

@@ -33,14 +33,18 @@ pub trait Service {
     /// From now on no session begins. Gives the drain that the workers are told of.
     fn begin_drain(&self) -> Drain;
 
-    /// Reads its files again, logs that, and gives what is wrong with them.
-    fn reload(&self) -> Vec<ConfigError>;
+    /// What a reload does, for a thread of its own.
+    fn reload(&self) -> Reload;
 }
+
+/// Reads files again, logs that, and gives what is wrong with them. It may wait for a file for ever.
+pub type Reload = Box<dyn FnOnce() -> Vec<ConfigError> + Send>;
 
 /// Runs until the process is to end. `ready` is called once, when every worker does its work.
 ///
 /// The first SIGTERM or SIGINT begins to drain, or goes on with a drain that was asked for otherwise; the next one
-/// ends the process at once. SIGHUP reloads. A thread that ends by itself is a failure.
+/// ends the process at once. SIGHUP reloads; one that comes during a reload is for the next one. A thread that ends by
+/// itself is a failure.
 ///
 /// # Errors
 /// Those of `ready`.
@@ -79,11 +83,19 @@ struct Supervisor<'a> {
     status: String,
     next_status: Option<Instant>,
     broken: Option<String>,
+    reloading: Option<Reloading>,
     drain: Option<Arc<Drain>>,
     /// A signal has asked for the end.
     signalled: bool,
     /// Whether each worker is done.
     done: Vec<bool>,
+}
+
+/// A reload that is under way.
+struct Reloading {
+    since: Instant,
+    /// Files may have changed since it has read them, so another one follows.
+    again: bool,
 }
 
 impl<'a> Supervisor<'a> {
@@ -101,6 +113,7 @@ impl<'a> Supervisor<'a> {
             status: String::new(),
             next_status: None,
             broken: None,
+            reloading: None,
             drain: None,
             signalled: false,
             done: vec![false; threads.len()],
@@ -131,6 +144,10 @@ impl<'a> Supervisor<'a> {
             }
             Some(Event::Reload) => {
                 self.reload();
+                None
+            }
+            Some(Event::Reloaded(wrong)) => {
+                self.reloaded(wrong);
                 None
             }
             Some(Event::Alive) => {
@@ -196,17 +213,34 @@ impl<'a> Supervisor<'a> {
             tracing::info!("draining: nothing is reloaded");
             return;
         }
+        if let Some(reloading) = &mut self.reloading {
+            let since = reloading.since.elapsed().as_secs_f64();
+            tracing::warn!("the reload before has not ended for {since:.1} s; another one follows it");
+            reloading.again = true;
+            return;
+        }
         if self.ready {
             self.notifier.reloading();
         }
-        let errors = self.service.reload();
-        self.broken = errors.first().map(|error| match errors.len() {
-            1 => format!("reload failed: {error}"),
-            more => format!("reload failed: {error} (and {} more)", more - 1),
-        });
-        if self.ready {
+        self.reloading = Some(Reloading { since: Instant::now(), again: false });
+        let reload = self.service.reload();
+        if let Err(error) = self.threads.reload(move || first_of(&reload())) {
+            tracing::error!("nothing is reloaded: no thread could be started: {error}");
+            self.reloaded(Some(error.to_string()));
+        }
+    }
+
+    /// A reload is over.
+    fn reloaded(&mut self, wrong: Option<String>) {
+        let again = self.reloading.take().is_some_and(|reloading| reloading.again);
+        self.broken = wrong.map(|wrong| format!("reload failed: {wrong}"));
+        // The service manager has been told that the process stops: nothing else is of interest to it.
+        if self.ready && self.drain.is_none() {
             self.status = self.status_now();
             self.notifier.ready(&self.status);
+        }
+        if again {
+            self.reload();
         }
     }
 
@@ -243,7 +277,9 @@ impl<'a> Supervisor<'a> {
 
     fn tell_status(&mut self, now: Instant) {
         let status = self.status_now();
-        if status != self.status {
+        // That it reloads is told until it is over.
+        let reloads = self.reloading.is_some() && self.drain.is_none();
+        if !reloads && status != self.status {
             self.notifier.status(&status);
             self.status = status;
         }
@@ -266,16 +302,24 @@ impl<'a> Supervisor<'a> {
     }
 }
 
+/// What is wrong, in a line.
+fn first_of(errors: &[ConfigError]) -> Option<String> {
+    errors.first().map(|error| match errors.len() {
+        1 => error.to_string(),
+        more => format!("{error} (and {} more)", more - 1),
+    })
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
-    use std::{cell::Cell, io};
+    use std::io;
 
     use super::*;
     use crate::runtime::{driver::Driver, threads::Line};
 
     /// A service without sessions whose drain takes so long.
-    struct Idle(Duration, Cell<usize>);
+    struct Idle(Duration);
 
     impl Service for Idle {
         fn describe(&self) -> String {
@@ -290,14 +334,13 @@ mod tests {
             Drain::new(Instant::now(), self.0, 0, 0, 0)
         }
 
-        fn reload(&self) -> Vec<ConfigError> {
-            self.1.set(self.1.get() + 1);
-            vec![]
+        fn reload(&self) -> Reload {
+            Box::new(Vec::new)
         }
     }
 
     fn idle() -> Idle {
-        Idle(Duration::from_secs(100), Cell::new(0))
+        Idle(Duration::from_secs(100))
     }
 
     fn spawn<R: Future<Output = io::Result<()>> + 'static>(threads: &mut Threads, run: fn(Line) -> R) {
@@ -358,7 +401,7 @@ mod tests {
         spawn(&mut threads, works);
         spawn(&mut threads, stays);
         threads.drain_handle().drain();
-        let service = Idle(Duration::from_millis(200), Cell::new(0));
+        let service = Idle(Duration::from_millis(200));
         let began = Instant::now();
         assert_eq!(code(supervise(&threads, &service, || Ok(())).unwrap()), code(ExitCode::SUCCESS));
         assert!(began.elapsed() >= Duration::from_millis(200));

@@ -32,13 +32,7 @@ use futures_channel::mpsc::{self, UnboundedSender};
 use ipnet::IpNet;
 use rustls_pki_types::CertificateDer;
 
-use self::{
-    keys::Keys,
-    record::RowsWanted,
-    reload::{Reloaded, Reloader},
-    tls::Acceptor,
-    worker::Listener,
-};
+use self::{keys::Keys, record::RowsWanted, reload::Reloader, tls::Acceptor, worker::Listener};
 use crate::{
     agent::{dial::Dialler, egress::Egress, tls as target_tls},
     config::{
@@ -91,7 +85,7 @@ pub struct Gateway {
     pub addresses: Vec<SocketAddr>,
     pub tls_addresses: Vec<SocketAddr>,
     pub shared: Arc<Shared>,
-    reloaders: Vec<Reloader>,
+    reloaders: Arc<[Reloader]>,
     driver: &'static str,
     workers: Vec<Observed>,
 }
@@ -135,7 +129,7 @@ impl Gateway {
         let files = (config.keys.file.clone(), config.egress.ca_file.clone());
         let certificate = config.listen.tls.as_ref().map(|tls| tls.cert.clone());
         let shared = Arc::new(Shared::new(config, keys, roots, tls)?);
-        let reloaders = shared.reloaders(files.0, files.1, certificate);
+        let reloaders = shared.reloaders(files.0, files.1, certificate).into();
         let cores = allowed_cores();
         let mut observed = Vec::new();
         for (index, listeners) in listeners.into_iter().enumerate() {
@@ -152,10 +146,11 @@ impl Gateway {
         Ok(Self { addresses, tls_addresses, shared, reloaders, driver: driver.name(), workers: observed })
     }
 
-    /// Reads again what may be read again, and logs what came of it. Must not be called on a worker: it waits for
-    /// files.
-    pub fn reload(&self) -> Reloaded {
-        reload::run(&self.reloaders)
+    /// What reads again what may be read again, logs what came of it, and gives what is wrong with files whose old
+    /// content stays in use. It waits for files, so it must run on a thread that nobody waits for.
+    pub fn reload(&self) -> impl FnOnce() -> Vec<ConfigError> + Send + use<> {
+        let reloaders = self.reloaders.clone();
+        move || reload::run(&reloaders)
     }
 }
 

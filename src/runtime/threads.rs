@@ -13,7 +13,7 @@ use futures_util::StreamExt;
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use signal_hook::{
     consts::{SIGHUP, SIGINT, SIGTERM},
-    iterator::Signals,
+    iterator::{Handle, Signals},
 };
 
 use super::driver::Driver;
@@ -35,6 +35,8 @@ pub enum Event {
     Terminate,
     /// SIGHUP.
     Reload,
+    /// What [`Threads::reload`] has run is over; what is wrong since then, in a line.
+    Reloaded(Option<String>),
     /// Somebody wants the process to drain, other than by a signal.
     Drain,
     /// A worker answers the last [`Threads::ping`].
@@ -51,6 +53,7 @@ pub struct Threads {
     workers: Vec<commands::UnboundedSender<Command>>,
     events: mpsc::Receiver<Event>,
     sender: mpsc::Sender<Event>,
+    signals: Option<Handle>,
 }
 
 /// What a worker hears from the main thread.
@@ -115,18 +118,28 @@ impl Threads {
         Self::listening_for(&[SIGTERM, SIGINT])
     }
 
-    /// The same, and for SIGHUP, which otherwise ends the process.
+    /// Begins to listen for SIGHUP only, which otherwise ends the process. The others do end it until
+    /// [`Threads::listen_for_termination`], so that a start that waits for a file can be given up.
     ///
     /// # Errors
     /// As for [`Threads::with_signals`].
-    pub fn with_signals_and_reload() -> io::Result<Self> {
-        Self::listening_for(&[SIGTERM, SIGINT, SIGHUP])
+    pub fn with_reload() -> io::Result<Self> {
+        Self::listening_for(&[SIGHUP])
+    }
+
+    /// From now on SIGTERM and SIGINT are events. Must come before the first worker.
+    ///
+    /// # Errors
+    /// As for [`Threads::with_signals`].
+    pub fn listen_for_termination(&self) -> io::Result<()> {
+        let Some(signals) = &self.signals else { return Ok(()) };
+        [SIGTERM, SIGINT].into_iter().try_for_each(|signal| signals.add_signal(signal))
     }
 
     /// Threads that hear of no signal.
     pub fn without_signals() -> Self {
         let (sender, events) = mpsc::channel();
-        Self { workers: Vec::new(), events, sender }
+        Self { workers: Vec::new(), events, sender, signals: None }
     }
 
     /// Threads that are told nothing and live as long as the process. Their failures are among the events of `self`.
@@ -136,8 +149,9 @@ impl Threads {
     }
 
     fn listening_for(signals: &[libc::c_int]) -> io::Result<Self> {
-        let threads = Self::without_signals();
+        let mut threads = Self::without_signals();
         let mut signals = Signals::new(signals)?;
+        threads.signals = Some(signals.handle());
         let events = threads.sender.clone();
         thread::Builder::new().name("signals".into()).spawn(move || {
             for signal in signals.forever() {
@@ -148,6 +162,20 @@ impl Threads {
             }
         })?;
         Ok(threads)
+    }
+
+    /// Runs a reload on a thread of its own, since it waits for files, and a file may keep it waiting for ever. What it
+    /// gives comes as [`Event::Reloaded`].
+    ///
+    /// # Errors
+    /// The thread could not be started.
+    pub fn reload(&self, run: impl FnOnce() -> Option<String> + Send + 'static) -> io::Result<()> {
+        let events = self.sender.clone();
+        thread::Builder::new().name("reload".into()).spawn(move || {
+            let wrong = catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|_| Some("it panicked".into()));
+            let _ = events.send(Event::Reloaded(wrong));
+        })?;
+        Ok(())
     }
 
     /// For whoever may begin to drain the process.

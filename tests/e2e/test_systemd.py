@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from harness.frames import BINARY, masked
+from harness.files import Fifo
 from harness.process import ROOT, binary, gateway_config, key_entry, toml
 
 UNIT = ROOT / "packaging" / "systemd" / "ringway-gateway.service"
@@ -96,6 +97,50 @@ async def test_reload_is_told(world):
             assert "reload failed" in ready["STATUS"] and status in ready["STATUS"], ready
         else:
             assert "failed" not in ready["STATUS"], ready
+
+
+async def test_a_reload_that_waits_is_told(world):
+    """Reloading until it is over; the one that was asked for meanwhile is told by itself, and later"""
+    manager, folder = Manager(world), world.folder()
+    gateway = await world.gateway(folder=folder, env=manager.env(WATCHDOG_USEC="2000000"))
+    await manager.until("READY")
+    file = Fifo(world, folder / "keys.toml")
+    gateway.signal(signal.SIGHUP)
+    first = await manager.until("RELOADING")
+    await file.is_read()
+    asked = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
+    gateway.signal(signal.SIGHUP)
+    await gateway.line("another one follows")
+    await manager.until("WATCHDOG")
+    file.replace(toml({"key": [key_entry()]}))
+    file.write(toml({"key": [key_entry()]}))
+    assert (await manager.until("READY"))["READY"] == "1"
+    again = await manager.until("RELOADING")
+    assert int(first["MONOTONIC_USEC"]) < asked <= int(again["MONOTONIC_USEC"])
+    assert (await manager.until("READY"))["READY"] == "1"
+
+
+async def test_a_drain_during_a_reload_is_told(world):
+    """STOPPING=1, and no READY=1 behind it when the reload is over"""
+    manager, folder = Manager(world), world.folder()
+    gateway, target = await world.gateway(folder=folder, env=manager.env(), limits={"drain": "300s"}), world.target()
+    client, connection = await world.session(gateway, target)
+    made = masked(BINARY, bytes(1000))
+    await connection.send(made[:500])
+    await client.read_exactly(500)
+    file = Fifo(world, folder / "keys.toml")
+    gateway.signal(signal.SIGHUP)
+    await manager.until("RELOADING")
+    await file.is_read()
+    gateway.signal(signal.SIGTERM)
+    await manager.until("STOPPING")
+    file.write(toml({"key": [key_entry()]}))
+    await gateway.line("reload done")
+    await manager.until("STATUS")
+    gateway.signal(signal.SIGTERM)
+    assert await gateway.exit_code() == 1
+    with pytest.raises(TimeoutError):
+        await manager.until("READY", 0.2)
 
 
 async def test_drain_is_told(world):
