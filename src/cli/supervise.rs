@@ -45,25 +45,18 @@ pub type Reload = Box<dyn FnOnce() -> Vec<ConfigError> + Send>;
 /// The first SIGTERM or SIGINT begins to drain, or goes on with a drain that was asked for otherwise; the next one
 /// ends the process at once. SIGHUP reloads; one that comes during a reload is for the next one. A thread that ends by
 /// itself is a failure.
-///
-/// # Errors
-/// Those of `ready`.
-pub fn supervise(
-    threads: &Threads,
-    service: &dyn Service,
-    ready: impl FnOnce() -> anyhow::Result<()>,
-) -> anyhow::Result<ExitCode> {
+pub fn supervise(threads: &Threads, service: &dyn Service, ready: impl FnOnce()) -> ExitCode {
     let mut supervisor = Supervisor::new(threads, service);
     supervisor.ping();
     let mut ready = Some(ready);
     loop {
         if let Some(code) = supervisor.next() {
-            return Ok(code);
+            return code;
         }
         if supervisor.silent == 0
             && let Some(ready) = ready.take()
         {
-            ready()?;
+            ready();
             supervisor.is_ready();
         }
     }
@@ -376,7 +369,7 @@ mod tests {
             let mut threads = Threads::without_signals();
             spawn(&mut threads, works);
             run(&mut threads);
-            let ended = supervise(&threads, &idle(), || Ok(())).unwrap();
+            let ended = supervise(&threads, &idle(), || ());
             assert_eq!(code(ended), code(ExitCode::from(FAILED)));
         }
     }
@@ -390,9 +383,8 @@ mod tests {
         let ready = || {
             handle.drain();
             handle.drain();
-            Ok(())
         };
-        assert_eq!(code(supervise(&threads, &idle(), ready).unwrap()), code(ExitCode::SUCCESS));
+        assert_eq!(code(supervise(&threads, &idle(), ready)), code(ExitCode::SUCCESS));
     }
 
     #[test]
@@ -403,14 +395,7 @@ mod tests {
         threads.drain_handle().drain();
         let service = Idle(Duration::from_millis(200));
         let began = Instant::now();
-        assert_eq!(code(supervise(&threads, &service, || Ok(())).unwrap()), code(ExitCode::SUCCESS));
+        assert_eq!(code(supervise(&threads, &service, || ())), code(ExitCode::SUCCESS));
         assert!(began.elapsed() >= Duration::from_millis(200));
-    }
-
-    #[test]
-    fn what_cannot_be_announced_ends_it() {
-        let mut threads = Threads::without_signals();
-        spawn(&mut threads, works);
-        supervise(&threads, &idle(), || Err(anyhow::anyhow!("nobody there"))).unwrap_err();
     }
 }

@@ -251,6 +251,30 @@ async def test_exit_code_2_for_what_the_user_wrote(world, tmp_path):
         assert "--ready-fd" in gateway.err, gateway.err
 
 
+async def test_ready_fd_without_a_reader(world):
+    """said in the log, and the gateway serves"""
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        folder = world.folder()
+        (folder / "keys.toml").write_text(toml({"key": [key_entry()]}))
+        (folder / "gateway.toml").write_text(toml(gateway_config()))
+        gateway = await world.process("gateway", "-c", str(folder / "gateway.toml"), "--ready-fd", str(writer), ready=False, pass_fds=[writer])
+    finally:
+        os.close(writer)
+    await gateway.line("WARN .*--ready-fd.*nobody was told")
+    gateway.port = int((await gateway.line(r"^listening on \S+:(\d+) \(public\)$"))[1])
+    await world.session(gateway, world.target())
+
+
+async def test_ready_fd_that_cannot_be_written_to(world):
+    """2 usage, before anything is started"""
+    with open("/dev/null", "rb") as file:
+        process = await world.process("echo", "--listen", "127.0.0.1:0", "--ready-fd", str(file.fileno()), ready=False, pass_fds=[file.fileno()])
+    assert await process.exit_code() == 2
+    assert "--ready-fd" in process.err and "not open for writing" in process.err and "listening" not in process.err, process.err
+
+
 async def test_exit_code_1_for_what_fails(world):
     """1 failed while running"""
     taken = socket.socket()
