@@ -2,11 +2,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import re
 import shlex
 import signal
 import socket
+import threading
 
 import pytest
 from websockets.asyncio.server import serve
@@ -15,6 +17,7 @@ from harness.client import Client
 from harness.frames import BINARY, PING, PONG, TEXT, masked
 from harness.process import Process
 from harness.programs import Program
+from harness.seccomp import REFUSING
 from harness.tls import Authority
 
 
@@ -177,6 +180,48 @@ async def test_echo(world):
     await client.expect_fin()
     process.signal(signal.SIGTERM)
     assert await process.exit_code(8) == 0
+
+
+@pytest.mark.parametrize("opcode", [TEXT, PING])
+async def test_echo_of_one_who_never_pauses(world, opcode):
+    """one connection that is never out of frames keeps no other waiting, on epoll either"""
+    process = await world.process("echo", "--listen", "127.0.0.1:0", launcher=[*REFUSING, "EPERM"])
+    port = int((await process.line(r"^listening on \S+:(\d+) \(echo\)$"))[1])
+    busy = await Client.tcp(port)
+    await busy.upgrade("/")
+    # Not by this thread, whose pauses would be the pauses of the flood.
+    busy.pipe.sock.setblocking(True)
+    block = masked(opcode, b"x") * 20_000
+    echoed = 0
+
+    def flood() -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                busy.pipe.sock.sendall(block)
+
+    def drain() -> None:
+        nonlocal echoed
+        with contextlib.suppress(OSError):
+            while got := busy.pipe.sock.recv(1 << 20):
+                echoed += len(got)
+
+    threads = [threading.Thread(target=run, daemon=True) for run in (flood, drain)]
+    world.stack.callback(lambda: [thread.join() for thread in threads])
+    world.stack.callback(busy.pipe.sock.close)
+    world.stack.callback(lambda: busy.pipe.sock.shutdown(socket.SHUT_RDWR))
+    for thread in threads:
+        thread.start()
+    while echoed < 100_000:
+        await asyncio.sleep(0.01)
+    for _ in range(5):
+        client = await Client.tcp(port)
+        world.stack.callback(client.close)
+        await client.upgrade("/")
+        await client.send_text("and me")
+        await client.expect_frame(TEXT, b"and me")
+    before = echoed
+    while echoed == before:
+        await asyncio.sleep(0.01)
 
 
 async def test_echo_with_python_websockets(world):
