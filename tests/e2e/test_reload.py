@@ -12,6 +12,7 @@ import pytest
 from harness.client import KEY, open_tcp
 from harness.files import Fifo
 from harness.frames import BINARY, TEXT, masked
+from harness.http import fetch, until
 from harness.process import gateway_config, key_entry, toml
 from harness.secure import SecurePipe
 from harness.tls import Authority
@@ -323,3 +324,33 @@ async def test_a_failed_reload_is_not_done(world):
     said = await it.keys(text="broken")
     assert any("ERROR" in line and "reload failed" in line and "in use as before: API keys" in line for line in said), said
     assert not any("reload done" in line for line in said), said
+
+
+# --- keys that come back -----------------------------------------------------------------------------------------------------
+async def usage(gateway) -> dict:
+    return (await fetch(gateway.port, "/usage", headers={"X-API-Key": KEY})).json()
+
+
+@pytest.mark.parametrize("lives", [True, False])
+async def test_a_key_that_comes_back(world, lives):
+    """With a session alive it goes on with its bucket's level and its usage; with none it begins anew"""
+    entry = key_entry(rate=1e-6, burst=2)
+    it, target = await Reloading.run(world, keys=[entry]), world.target()
+    sessions = [await opens(world, it.gateway, target) for _ in range(2)]
+    for client, connection in sessions[lives:]:
+        await client.send_close(1000)
+        await connection.expect_close(1000)
+        await connection.send_close(1000)
+        await client.expect_close(1000)
+        await client.expect_end()
+        connection.close()
+    await until(lambda: usage(it.gateway), lambda got: got["sessions_active"] == lives, "end of the session")
+    await it.keys()
+    await it.keys(entry)
+    got = await usage(it.gateway)
+    assert (got["sessions_active"], got["sessions_total"], int(got["tokens"])) == ((1, 2, 0) if lives else (0, 0, 2)), got
+    if lives:
+        await is_refused(world, it.gateway, target, "rate_limited")
+        await passes(*sessions[0])
+    else:
+        await passes(*await opens(world, it.gateway, target))
