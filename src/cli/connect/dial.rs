@@ -92,6 +92,7 @@ fn explain(error: &io::Error) -> String {
         Some(Error::InvalidCertificate(CertificateError::UnknownIssuer)) => {
             "; name its root with --ca-file, or trust anybody with --insecure"
         }
+        Some(Error::InvalidCertificate(_)) => "; --insecure trusts anybody",
         Some(Error::InvalidMessage(_)) => "; perhaps it speaks ws://, not wss://",
         _ => "",
     };
