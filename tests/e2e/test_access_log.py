@@ -50,12 +50,7 @@ async def test_a_session(world):
     await client.expect_raw(back)
     await asyncio.sleep(0.3)
     assert not lines(gateway), "at its end"
-    close = await client.send_close(1000)
-    await connection.expect_close(1000)
-    answer = await connection.send_close(1000)
-    await client.expect_close(1000)
-    connection.close()
-    client.close()
+    close, answer = await client.part(connection)
     line = await the_line(gateway)
     assert set(line) == {"timestamp", "level", "target", *FIELDS}, line
     assert [field for field in line if field in FIELDS] == FIELDS
@@ -177,9 +172,7 @@ async def test_no_line_without_a_connect_message(world):
     http = await world.tcp(gateway)
     await http.send(b"GET /healthz HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n")
     await http.read_to_end()
-    unusable = await world.client(gateway)
-    await unusable.connect("x")
-    await unusable.expect_error("invalid_connect_message", 1008)
+    await world.refused(gateway, "x", "invalid_connect_message", 1008)
     await the_line(gateway)  # of the last, and of it alone
 
 
@@ -209,12 +202,7 @@ async def test_text_format(world):
     """the same in text"""
     gateway, target = await world.gateway(), world.target()
     client, connection = await world.session(gateway, target)
-    await client.send_close(1000)
-    await connection.expect_close(1000)
-    await connection.send_close(1000)
-    await client.expect_close(1000)
-    connection.close()
-    client.close()
+    await client.part(connection)
     line = (await gateway.line(r"^.* INFO access: (.*)$"))[1]
     names = re.findall(r"(?:^| )([a-z_]+)=", line)
     assert names == FIELDS, line
@@ -224,9 +212,7 @@ async def test_text_format(world):
 async def test_it_can_be_turned_off(world):
     """`RINGWAY_LOG` sets log levels: `access=off`"""
     gateway = await world.gateway(env={"RINGWAY_LOG": "info,access=off"}, admin=True)
-    client = await world.client(gateway)
-    await client.connect("x")
-    await client.expect_error("invalid_connect_message", 1008)
+    await world.refused(gateway, "x", "invalid_connect_message", 1008)
     gateway.signal(signal.SIGTERM)
     assert await gateway.exit_code() == 0
     assert "access" not in gateway.err and gateway.lines, gateway.err

@@ -38,11 +38,6 @@ def printed(process: Process, pattern: str) -> str:
     return found[0].strip().removeprefix("$ ")
 
 
-async def run(world, program: Program) -> Program:
-    world.stack.push_async_callback(program.kill)
-    return program
-
-
 def message_of(process: Process) -> str:
     return printed(process, r'\{\s*"apiKey".*\}$')
 
@@ -52,18 +47,14 @@ async def test_wscat_line_and_json_to_paste(world):
     process = await dev(world)
     words = shlex.split(printed(process, r"(?<=\S)?\s*(npx )?wscat .*$"))
     words = words[words.index("wscat") + 1 :]
-    wscat = await run(world, await Program.wscat(*words))
-    await wscat.says("Connected")
-    await wscat.type(message_of(process))
-    await wscat.says('"type":"connected"')
-    await wscat.type("hello world")
-    await wscat.says("< hello world")
+    wscat = await world.program(await Program.wscat(*words))
+    await wscat.converse(message_of(process), "hello world")
 
 
 async def test_curl_line(world):
     """… curl …"""
     process = await dev(world)
-    curl = await run(world, await Program.start("sh", "-c", printed(process, r"\bcurl .*$") + " --silent"))
+    curl = await world.program(await Program.start("sh", "-c", printed(process, r"\bcurl .*$") + " --silent"))
     assert await curl.ends() == 0, curl.text
     answer = json.loads(curl.text)
     assert answer["type"] == "connected" and answer["status"] == 101, answer
@@ -76,7 +67,7 @@ async def test_python_snippet(world):
     text = re.search(r"^([ \t]*)import asyncio.*?asyncio\.run\(.*?\)$", process.out, re.M | re.S)
     assert text, process.out
     indent = text[1]
-    python = await run(world, await Program.python("\n".join(line.removeprefix(indent) for line in text[0].splitlines())))
+    python = await world.program(await Program.python("\n".join(line.removeprefix(indent) for line in text[0].splitlines())))
     assert await python.ends() == 0, python.text
     assert python.text.strip(), "it prints what came back"
 

@@ -14,7 +14,7 @@ import pytest
 from harness import frames
 from harness.client import KEY, Client, connect_frame, open_tcp, upgrade_request
 from harness.frames import BINARY, CLOSE, TEXT, masked
-from harness.process import binary, gateway_config, key_entry, toml
+from harness.process import key_entry, toml
 from harness.secure import SecurePipe
 from harness.world import World
 

@@ -13,7 +13,7 @@ import pytest
 
 from harness import frames
 from harness.client import KEY
-from harness.frames import BINARY, CLOSE, PING, TEXT, masked
+from harness.frames import BINARY, PING, TEXT, masked
 from harness.http import fetch, parse_samples, samples, until
 from harness.process import DRIVER, key_entry
 from harness.wire import PATIENCE_S
@@ -82,12 +82,7 @@ async def test_live_sessions_are_counted_while_they_run(world):
     assert found['ringway_sessions_total{outcome="connected"}'] == 1
     assert sum(found[f'ringway_accepts_total{{worker="{worker}"}}'] for worker in (0, 1)) == 1
     assert found["ringway_pending"] == 0
-    await client.send_close(1000)
-    await connection.expect_close(1000)
-    await connection.send_close(1000)
-    await client.expect_close(1000)
-    connection.close()
-    client.close()
+    await client.part(connection)
     found = await counts(gateway, "ringway_sessions_active", 0)
     assert found['ringway_closes_total{code="1000",side="client"}'] == 1
     assert found['ringway_closes_total{code="1000",side="target"}'] == 1
@@ -108,9 +103,7 @@ async def test_closes_by_side_and_code(world):
     third, left = await world.session(gateway, target)
     third.close()
     await left.expect_close(1001, "Client disconnected")
-    wrong = await world.client(gateway)
-    await wrong.connect({"apiKey": "wrong", "url": target.url()})
-    await wrong.expect_error("invalid_key", 1008)
+    await world.refused(gateway, {"apiKey": "wrong", "url": target.url()}, "invalid_key", 1008)
     found = await samples(gateway)
     for side, code, count in (("target", "other", 1), ("client", "other", 1), ("client", "1011", 1), ("target", "1001", 1), ("client", "1008", 1), ("client", "1000", 0)):
         assert found[f'ringway_closes_total{{code="{code}",side="{side}"}}'] == count, (side, code)
@@ -130,9 +123,7 @@ async def test_outcomes(world):
         ({"apiKey": KEY, "url": target.url()}, "rate_limited", 1008),
         ({"apiKey": KEY, "url": target.url()}, "rate_limited", 1008),
     ):
-        client = await world.client(gateway)
-        await client.connect(message)
-        await client.expect_error(code, close)
+        await world.refused(gateway, message, code, close)
     found = await samples(gateway)
     for outcome, count in (("invalid_key", 1), ("invalid_connect_message", 2), ("target_unreachable", 1), ("target_not_allowed", 1), ("rate_limited", 2), ("connected", 0), ("internal", 0)):
         assert found[f'ringway_sessions_total{{outcome="{outcome}"}}'] == count, outcome

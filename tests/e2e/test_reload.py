@@ -51,9 +51,7 @@ async def opens(world, gateway, target, key: str = KEY):
 
 
 async def is_refused(world, gateway, target, code: str, key: str = KEY) -> dict:
-    client = await world.client(gateway)
-    await client.connect({"apiKey": key, "url": target.url()})
-    return await client.expect_error(code, 1008)
+    return await world.refused(gateway, {"apiKey": key, "url": target.url()}, code, 1008)
 
 
 async def passes(client, connection) -> None:
@@ -338,12 +336,7 @@ async def test_a_key_that_comes_back(world, lives):
     it, target = await Reloading.run(world, keys=[entry]), world.target()
     sessions = [await opens(world, it.gateway, target) for _ in range(2)]
     for client, connection in sessions[lives:]:
-        await client.send_close(1000)
-        await connection.expect_close(1000)
-        await connection.send_close(1000)
-        await client.expect_close(1000)
-        await client.expect_end()
-        connection.close()
+        await client.part(connection)
     await until(lambda: usage(it.gateway), lambda got: got["sessions_active"] == lives, "end of the session")
     await it.keys()
     await it.keys(entry)
