@@ -132,8 +132,9 @@ async fn connect_message(worker: &Worker, client: &mut Client) -> Result<Vec<u8>
 fn admit(worker: &Worker, record: &Rc<Record>, message: &mut [u8], header_key: Option<&str>) -> Result<Admitted, End> {
     let shared = &worker.shared;
     let message = connect::parse(message).map_err(|error| unusable(&error))?;
-    let key = shared.keys.authenticate(message.key(header_key), SystemTime::now()).map_err(End::Failure)?;
-    record.authenticated(&key);
+    let key = shared.keys.identify(message.key(header_key)).map_err(End::Failure)?;
+    record.identified(&key);
+    key.check_expiry(SystemTime::now()).map_err(End::Failure)?;
     let request = message.validate().map_err(|error| unusable(&error))?;
     record.validated(&request.target);
     // Looked at in the upgrade already; those who passed it together are counted here.
