@@ -46,7 +46,7 @@ pub fn start(address: SocketAddr, driver: &Driver, threads: &mut Threads) -> io:
         let listener = sockets::listener(listener)?;
         monoio::spawn(accept(listener));
         // Echoes until the process ends: whoever drains drains in front of a target.
-        line.drain().await;
+        line.order().await;
         Ok(())
     })?;
     Ok(address)

@@ -22,6 +22,11 @@ const STATUS_OF_DRAIN_EVERY: Duration = Duration::from_secs(1);
 /// Added to what the service manager is told a drain takes at most: for the exit itself.
 const EXIT: Duration = Duration::from_secs(5);
 
+/// So much earlier than a drain must be over, the workers are told to write down what is left.
+const LAST_LINES: Duration = Duration::from_millis(50);
+/// How long the end of the process waits for what the workers write down.
+const FINISH: Duration = Duration::from_secs(2);
+
 /// What a serving command runs.
 pub trait Service {
     /// What it serves, in a few words.
@@ -115,7 +120,7 @@ impl<'a> Supervisor<'a> {
 
     /// Waits for something to do, and does it. Gives the exit code when the process is to end.
     fn next(&mut self) -> Option<ExitCode> {
-        let end = self.drain.as_ref().map(|drain| drain.end());
+        let end = self.drain.as_ref().map(|drain| last_lines(drain));
         let deadline = [end, self.next_ping, self.next_status].into_iter().flatten().min();
         let code = match self.threads.next_event(deadline) {
             None => None,
@@ -152,15 +157,19 @@ impl<'a> Supervisor<'a> {
             Some(Event::Ended { name, result, .. }) => {
                 let error = result.err().map_or("it ended by itself".to_owned(), |error| error.to_string());
                 tracing::error!("thread {name} failed: {error}");
+                self.finish();
                 Some(ExitCode::from(FAILED))
             }
+            // Nobody was told to finish.
+            Some(Event::Finished { .. }) => None,
         };
         code.or_else(|| self.look_at_the_clock(Instant::now()))
     }
 
     fn look_at_the_clock(&mut self, now: Instant) -> Option<ExitCode> {
-        if self.drain.as_ref().is_some_and(|drain| now >= drain.end()) {
+        if self.drain.as_ref().is_some_and(|drain| now >= last_lines(drain)) {
             tracing::warn!("the time to drain is over: ending with {} sessions left", self.service.sessions());
+            self.finish();
             return Some(ExitCode::SUCCESS);
         }
         if self.next_ping.is_some_and(|at| now >= at) {
@@ -268,6 +277,24 @@ impl<'a> Supervisor<'a> {
         })
     }
 
+    /// The process ends now, with sessions left: waits until the workers have written down what they know of them. A
+    /// signal ends the wait.
+    fn finish(&self) {
+        let end = Instant::now() + FINISH;
+        let mut awaited = self.threads.finish();
+        while awaited.contains(&true) && Instant::now() < end {
+            match self.threads.next_event(Some(end)) {
+                Some(Event::Finished { worker } | Event::Ended { worker, .. }) => {
+                    if let Some(awaited) = awaited.get_mut(worker) {
+                        *awaited = false;
+                    }
+                }
+                Some(Event::Terminate) => return,
+                _ => {}
+            }
+        }
+    }
+
     fn tell_status(&mut self, now: Instant) {
         let status = self.status_now();
         // That it reloads is told until it is over.
@@ -303,13 +330,24 @@ fn first_of(errors: &[ConfigError]) -> Option<String> {
     })
 }
 
+fn last_lines(drain: &Drain) -> Instant {
+    drain.end().checked_sub(LAST_LINES).unwrap_or_else(Instant::now)
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
-    use std::io;
+    use std::{
+        io,
+        sync::atomic::{AtomicBool, Ordering},
+        thread,
+    };
 
     use super::*;
-    use crate::runtime::{driver::Driver, threads::Line};
+    use crate::runtime::{
+        driver::Driver,
+        threads::{Line, Order},
+    };
 
     /// A service without sessions whose drain takes so long.
     struct Idle(Duration);
@@ -336,22 +374,40 @@ mod tests {
         Idle(Duration::from_secs(100))
     }
 
-    fn spawn<R: Future<Output = io::Result<()>> + 'static>(threads: &mut Threads, run: fn(Line) -> R) {
+    fn spawn<F, R>(threads: &mut Threads, run: F)
+    where
+        F: FnOnce(Line) -> R + Send + 'static,
+        R: Future<Output = io::Result<()>>,
+    {
         threads.spawn("worker", Driver::Epoll(None), None, run).unwrap();
     }
 
     /// Answers pings for ever, and is done as soon as it is told to drain.
     async fn works(mut line: Line) -> io::Result<()> {
-        while line.drain().await.is_some() {
-            line.reporter().drained();
+        while let Some(order) = line.order().await {
+            match order {
+                Order::Drain(_) => line.reporter().drained(),
+                Order::Finish => line.reporter().finished(),
+            }
         }
         Ok(())
     }
 
-    /// Answers pings for ever, and has sessions that do not end.
-    async fn stays(mut line: Line) -> io::Result<()> {
-        while line.drain().await.is_some() {}
-        Ok(())
+    /// Answers pings for ever, has sessions that do not end, and takes its time to write that down.
+    fn spawn_one_that_stays(threads: &mut Threads) -> Arc<AtomicBool> {
+        let written = Arc::new(AtomicBool::new(false));
+        let done = written.clone();
+        spawn(threads, |mut line| async move {
+            while let Some(order) = line.order().await {
+                if matches!(order, Order::Finish) {
+                    thread::sleep(Duration::from_millis(300));
+                    done.store(true, Ordering::SeqCst);
+                    line.reporter().finished();
+                }
+            }
+            Ok(())
+        });
+        written
     }
 
     fn code(code: ExitCode) -> String {
@@ -391,11 +447,21 @@ mod tests {
     fn it_ends_at_the_latest_when_the_time_is_over() {
         let mut threads = Threads::without_signals();
         spawn(&mut threads, works);
-        spawn(&mut threads, stays);
+        let written = spawn_one_that_stays(&mut threads);
         threads.drain_handle().drain();
         let service = Idle(Duration::from_millis(200));
         let began = Instant::now();
         assert_eq!(code(supervise(&threads, &service, || ())), code(ExitCode::SUCCESS));
-        assert!(began.elapsed() >= Duration::from_millis(200));
+        assert!(began.elapsed() >= Duration::from_millis(200) - LAST_LINES);
+        assert!(written.load(Ordering::SeqCst), "it ended before a worker had written down what it had");
+    }
+
+    #[test]
+    fn a_worker_that_dies_takes_nothing_of_the_others_with_it() {
+        let mut threads = Threads::without_signals();
+        let written = spawn_one_that_stays(&mut threads);
+        spawn(&mut threads, |_| async { panic!("a bug") });
+        assert_eq!(code(supervise(&threads, &idle(), || ())), code(ExitCode::from(FAILED)));
+        assert!(written.load(Ordering::SeqCst));
     }
 }

@@ -22,10 +22,18 @@ use crate::protocol::drain::Drain;
 /// What the main thread tells a worker.
 #[derive(Clone, Debug)]
 enum Command {
-    /// End all sessions.
-    Drain(Arc<Drain>),
+    Order(Order),
     /// Say that you are there.
     Ping,
+}
+
+/// What a worker is to do.
+#[derive(Clone, Debug)]
+pub enum Order {
+    /// End all sessions.
+    Drain(Arc<Drain>),
+    /// The process ends: write down what must not be lost, and say so with [`Reporter::finished`].
+    Finish,
 }
 
 /// What the main thread hears of.
@@ -43,6 +51,8 @@ pub enum Event {
     Alive,
     /// A worker has no session left, and gets none any more.
     Drained { worker: usize },
+    /// A worker has written down what it had, as [`Threads::finish`] told it.
+    Finished { worker: usize },
     /// A thread has ended: in order, or not.
     Ended { worker: usize, name: String, result: io::Result<()> },
 }
@@ -82,12 +92,12 @@ impl DrainHandle {
 }
 
 impl Line {
-    /// Waits until the gateway drains, and answers pings meanwhile, so it must be awaited again behind that. `None`:
-    /// there is no main thread any more.
-    pub async fn drain(&mut self) -> Option<Arc<Drain>> {
+    /// Waits for something to do, and answers pings meanwhile, so it must be awaited again behind that. `None`: there is
+    /// no main thread any more.
+    pub async fn order(&mut self) -> Option<Order> {
         loop {
             match self.commands.next().await? {
-                Command::Drain(drain) => return Some(drain),
+                Command::Order(order) => return Some(order),
                 Command::Ping => self.reporter.send(Event::Alive),
             }
         }
@@ -102,6 +112,11 @@ impl Reporter {
     /// This worker has no session left, and gets none any more.
     pub fn drained(&self) {
         self.send(Event::Drained { worker: self.worker });
+    }
+
+    /// This worker has written down what it had.
+    pub fn finished(&self) {
+        self.send(Event::Finished { worker: self.worker });
     }
 
     fn send(&self, event: Event) {
@@ -223,7 +238,12 @@ impl Threads {
 
     /// Tells every worker to end its sessions.
     pub fn drain(&self, drain: &Arc<Drain>) {
-        self.tell(&Command::Drain(drain.clone()));
+        self.tell(&Command::Order(Order::Drain(drain.clone())));
+    }
+
+    /// Tells every worker that the process ends. Whether each of them was there to be told.
+    pub fn finish(&self) -> Vec<bool> {
+        self.tell(&Command::Order(Order::Finish))
     }
 
     /// Asks every worker for an [`Event::Alive`]. Before all have answered, this must not be asked again.
@@ -231,10 +251,8 @@ impl Threads {
         self.tell(&Command::Ping);
     }
 
-    fn tell(&self, command: &Command) {
-        for worker in &self.workers {
-            let _ = worker.unbounded_send(command.clone());
-        }
+    fn tell(&self, command: &Command) -> Vec<bool> {
+        self.workers.iter().map(|worker| worker.unbounded_send(command.clone()).is_ok()).collect()
     }
 
     /// Waits for the next event; `None` if there is none until `deadline`.

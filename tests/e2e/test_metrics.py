@@ -109,6 +109,26 @@ async def test_closes_by_side_and_code(world):
         assert found[f'ringway_closes_total{{code="{code}",side="{side}"}}'] == count, (side, code)
 
 
+async def test_a_close_that_nobody_gets_is_not_counted(world):
+    """`closes_total{side,code}`: Closes that were sent"""
+    gateway, target = await world.gateway(admin=True), world.target()
+    for attempt in range(1, 11):
+        client, connection = await world.dialling(gateway, target)
+        # More than 64 KiB wait, so that the gateway looks for a reset four times a second only. Where it looks in just
+        # that moment, the dial is given up, and nothing is shown.
+        await client.send(b"".join(masked(BINARY, bytes(1000)) for _ in range(120)))
+        await asyncio.sleep(0.3)
+        client.pipe.reset()
+        await connection.send(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n")
+        ended = lambda found: sum(value for name, value in found.items() if name.startswith("ringway_sessions_total")) == attempt
+        found = await until(lambda: samples(gateway), ended, f"{attempt} ends")
+        if found['ringway_sessions_total{outcome="target_rejected"}']:
+            break
+    found = await counts(gateway, "ringway_sessions_active", 0)
+    assert found['ringway_sessions_total{outcome="target_rejected"}'] == 1
+    assert found['ringway_closes_total{code="1011",side="client"}'] == 0
+
+
 async def test_outcomes(world):
     """`sessions_total{outcome}` (as in the access log), `rate_limited_total`"""
     gateway, target = await world.gateway(admin=True, keys=[key_entry(KEY, rate=0.001, burst=2)]), world.target()
