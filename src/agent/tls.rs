@@ -40,11 +40,11 @@ pub fn connection(config: &Arc<ClientConfig>, server_name: &str) -> Result<rustl
     Ok(ClientConnection::new(config.clone(), name)?.into())
 }
 
-/// What a failed handshake means, in words that name TLS.
+/// What a failed handshake means, in words that name TLS; "it" is the server.
 pub fn explain(error: &io::Error) -> String {
     let Some(error) = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) else {
         return match error.kind() {
-            io::ErrorKind::UnexpectedEof => "TLS: the target closed the connection in the handshake".into(),
+            io::ErrorKind::UnexpectedEof => "TLS: it closed the connection in the handshake".into(),
             _ => format!("TLS: {}", super::dial::explain(error)),
         };
     };

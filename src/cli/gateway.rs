@@ -1,14 +1,14 @@
 //! `ringway gateway`: the gateway, as its file says.
-use std::{os::fd::RawFd, path::PathBuf, process::ExitCode};
+use std::{path::PathBuf, process::ExitCode};
 
 use anyhow::Context;
 
 use super::{
-    process,
-    supervise::{Service, supervise},
+    process::{self, ReadyArgs},
+    supervise::{Reload, Service, supervise},
 };
 use crate::{
-    config::{ConfigError, GatewayConfig, agents, keys},
+    config::{GatewayConfig, agents, keys},
     gateway::{Files, Gateway, admin::Admin, tls::Acceptor},
     protocol::drain::Drain,
     runtime::{
@@ -23,9 +23,8 @@ pub struct Args {
     /// The gateway's configuration file
     #[arg(short, long, value_name = "FILE")]
     pub config: PathBuf,
-    /// Write "ready" to this file descriptor and close it once every listener listens
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(RawFd).range(3..))]
-    pub ready_fd: Option<RawFd>,
+    #[command(flatten)]
+    ready: ReadyArgs,
 }
 
 /// Runs until a signal ends it.
@@ -33,10 +32,10 @@ pub struct Args {
 /// # Errors
 /// The files are not usable, or something could not be started; the error says what.
 pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
-    let ready = process::take_ready_fd(args.ready_fd)?;
+    let ready = args.ready.take()?;
     let _logs = process::start_logs()?;
     // Early: a SIGHUP that comes while the files are read must not end the process.
-    let mut threads = Threads::with_signals_and_reload()?;
+    let mut threads = Threads::with_reload()?;
     let config = GatewayConfig::load(&args.config)?;
     let files = Files {
         keys: keys::load(&config.keys.file)?,
@@ -44,6 +43,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         roots: config.egress.roots()?,
         tls: config.listen.tls.as_ref().map(Acceptor::load).transpose()?,
     };
+    threads.listen_for_termination()?;
     threads::raise_open_files();
     memory::keep_pages_small();
     let driver = Driver::choose(config.runtime.driver).context("runtime.driver")?;
@@ -61,7 +61,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         let drain = threads.drain_handle();
         admin.start(&gateway, Box::new(move || drain.drain()))?;
     }
-    supervise(&threads, &gateway, || Ok(process::tell_ready(ready)?))
+    Ok(supervise(&threads, &gateway, || ready.tell()))
 }
 
 impl Service for Gateway {
@@ -79,7 +79,7 @@ impl Service for Gateway {
         self.shared.begin_drain()
     }
 
-    fn reload(&self) -> Vec<ConfigError> {
-        Self::reload(self).errors
+    fn reload(&self) -> Reload {
+        Box::new(Self::reload(self))
     }
 }

@@ -38,8 +38,9 @@ Environment:
   NO_COLOR            no colours in `ringway connect`
 
 Signals (gateway):
-  SIGHUP              read keys, certificates and egress.ca_file again; sessions go on
-  SIGTERM, SIGINT     drain: close sessions spread over limits.drain, then exit 0; the second one exits 1 at once
+  SIGHUP              read keys, certificates and egress.ca_file again
+  SIGTERM, SIGINT     drain: close sessions spread over limits.drain, then
+                      exit 0; the second one exits 1 at once
 
 Exit codes: 0 done, 1 failed while running, 2 usage or configuration";
 

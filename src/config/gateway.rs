@@ -222,18 +222,7 @@ fn read(root: &mut Section<'_, '_>, folder: &Path) -> Option<GatewayConfig> {
     let egress = egress(root.table("egress", "[egress]"), folder);
     let limits = limits(root.table("limits", "[limits]"));
     let agents = agents(root.table("agents", "[agents]"), folder);
-    Some(GatewayConfig {
-        node_id,
-        public_url,
-        runtime,
-        listen,
-        admin,
-        keys,
-        agents,
-        embedded_agent,
-        egress,
-        limits,
-    })
+    Some(GatewayConfig { node_id, public_url, runtime, listen, admin, keys, agents, embedded_agent, egress, limits })
 }
 
 fn runtime(mut table: Section<'_, '_>) -> RuntimeConfig {

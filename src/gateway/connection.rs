@@ -194,7 +194,7 @@ impl Client {
 
     /// Reads and drops what the client still sends, so that our last word is not lost in a reset, and ends the
     /// connection: the server side first (RFC 6455 section 7.1.1), as soon as both have closed.
-    async fn farewell(&mut self, expected: Expected) {
+    pub async fn farewell(&mut self, expected: Expected) {
         let deadline = Instant::now() + PATIENCE;
         let mut scanner = (expected == Expected::Close).then(Scanner::default);
         loop {

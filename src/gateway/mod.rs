@@ -37,7 +37,7 @@ use self::{
     agents::{Agents, Errand},
     keys::Keys,
     record::RowsWanted,
-    reload::{Reloaded, Reloader},
+    reload::Reloader,
     tls::Acceptor,
     worker::Listener,
 };
@@ -109,7 +109,7 @@ pub struct Gateway {
     pub addresses: Vec<SocketAddr>,
     pub tls_addresses: Vec<SocketAddr>,
     pub shared: Arc<Shared>,
-    reloaders: Vec<Reloader>,
+    reloaders: Arc<[Reloader]>,
     driver: &'static str,
     workers: Vec<Observed>,
 }
@@ -147,7 +147,7 @@ impl Gateway {
         let tokens_file = config.agents.tokens.clone();
         let (shared, errands) = Shared::new(config, files)?;
         let shared = Arc::new(shared);
-        let reloaders = shared.reloaders(keys_file, roots_file, certificate, tokens_file);
+        let reloaders = shared.reloaders(keys_file, roots_file, certificate, tokens_file).into();
         let cores = allowed_cores();
         let mut observed = Vec::new();
         for (index, (listeners, errands)) in listeners.into_iter().zip(errands).enumerate() {
@@ -164,10 +164,11 @@ impl Gateway {
         Ok(Self { addresses, tls_addresses, shared, reloaders, driver: driver.name(), workers: observed })
     }
 
-    /// Reads again what may be read again, and logs what came of it. Must not be called on a worker: it waits for
-    /// files.
-    pub fn reload(&self) -> Reloaded {
-        reload::run(&self.reloaders)
+    /// What reads again what may be read again, logs what came of it, and gives what is wrong with files whose old
+    /// content stays in use. It waits for files, so it must run on a thread that nobody waits for.
+    pub fn reload(&self) -> impl FnOnce() -> Vec<ConfigError> + Send + use<> {
+        let reloaders = self.reloaders.clone();
+        move || reload::run(&reloaders)
     }
 }
 

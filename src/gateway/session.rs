@@ -146,8 +146,9 @@ async fn connect_message(worker: &Worker, client: &mut Client) -> Result<Vec<u8>
 fn admit(worker: &Worker, record: &Rc<Record>, message: &mut [u8], header_key: Option<&str>) -> Result<Admitted, End> {
     let shared = &worker.shared;
     let message = connect::parse(message).map_err(|error| unusable(&error))?;
-    let key = shared.keys.authenticate(message.key(header_key), SystemTime::now()).map_err(End::Failure)?;
-    record.authenticated(&key);
+    let key = shared.keys.identify(message.key(header_key)).map_err(End::Failure)?;
+    record.identified(&key);
+    key.check_expiry(SystemTime::now()).map_err(End::Failure)?;
     let request = message.validate().map_err(|error| unusable(&error))?;
     record.validated(&request.target);
     // Looked at in the upgrade already; those who passed it together are counted here.
@@ -303,10 +304,11 @@ async fn begin(
 ) {
     let Reached { dialled, node_id, place, hop, in_use } = reached;
     let message = answer::connected(&node_id, dialled.subprotocol.as_deref());
-    if client.send(&message).await.is_err() {
-        return record.client_gone(None);
+    match client.send(&message).await {
+        Ok(()) => record.connected(),
+        // The relay finds the same, and tells the target.
+        Err(_) => record.client_gone(None),
     }
-    record.connected();
     let Admitted { request, of_key, counted } = admitted;
     let connected = Connected {
         client: client.socket,
@@ -335,19 +337,16 @@ fn unusable(error: &ConnectError) -> End {
 
 impl End {
     /// Says to the client what there is to say, and closes. `record`: where there was a connect message.
-    async fn say(self, worker: &Worker, client: Client, record: Option<&Record>) {
+    async fn say(self, worker: &Worker, mut client: Client, record: Option<&Record>) {
         let code = match &self {
             Self::Gone => None,
-            Self::Answer(payload) => Some(payload.first_chunk().map(|code| u16::from_be_bytes(*code))),
-            Self::Close(close) => Some(Some(close.code)),
-            Self::Broken => Some(Some(Close::PROTOCOL_ERROR.code)),
-            Self::Failure(failure) => Some(Some(failure.close_code())),
+            Self::Answer(payload) => payload.first_chunk().map(|code| u16::from_be_bytes(*code)),
+            Self::Close(close) => Some(close.code),
+            Self::Broken => Some(Close::PROTOCOL_ERROR.code),
+            Self::Failure(failure) => Some(failure.close_code()),
         };
-        if let Some(code) = code {
-            worker.counters.closed(Side::Client, code);
-        }
         match (&self, record) {
-            (Self::Gone | Self::Answer(_) | Self::Broken, Some(record)) => record.client_gone(code.flatten()),
+            (Self::Gone | Self::Answer(_) | Self::Broken, Some(record)) => record.client_gone(code),
             (Self::Close(close), Some(record)) => record.drained(close.code),
             (Self::Failure(failure), Some(record)) => record.failed(failure),
             (Self::Close(close), None) if *close == Close::CONNECT_TIMEOUT => {
@@ -357,23 +356,27 @@ impl End {
             (Self::Broken, None) => worker.counters.refused(counters::BAD_FRAME),
             (Self::Gone | Self::Answer(_) | Self::Failure(_), None) => {}
         }
-        match self {
-            Self::Gone => {}
+        let (bytes, expected) = match self {
+            Self::Gone => return,
             Self::Answer(payload) => {
                 let mut bytes = Vec::new();
                 frame::write(&mut bytes, Opcode::CLOSE, None, &payload);
-                client.finish(&bytes, Expected::End).await;
+                (bytes, Expected::End)
             }
-            Self::Close(close) => client.finish(&close.to_bytes(None), Expected::Close).await,
-            Self::Broken => client.finish(&Close::PROTOCOL_ERROR.to_bytes(None), Expected::Garbage).await,
+            Self::Close(close) => (close.to_bytes(None), Expected::Close),
+            Self::Broken => (Close::PROTOCOL_ERROR.to_bytes(None), Expected::Garbage),
             Self::Failure(failure) => {
                 // Some texts name headers and cookies, which the client chose, so only the cause of a failed dial is
                 // logged.
                 if let Failure::TargetUnreachable(why) | Failure::TargetHandshakeInvalid(why) = &failure {
                     tracing::debug!(client = %client.peer, code = failure.code(), "session refused: {why}");
                 }
-                client.finish(&failure.to_frames(), Expected::Close).await;
+                (failure.to_frames(), Expected::Close)
             }
+        };
+        if client.send(&bytes).await.is_ok() {
+            worker.counters.closed(Side::Client, code);
+            client.farewell(expected).await;
         }
     }
 }

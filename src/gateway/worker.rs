@@ -27,7 +27,10 @@ use super::{
 use crate::{
     protocol::drain::Drain,
     relay::{Registry, deadline, wake::Signal},
-    runtime::{memory, sockets, threads::Line},
+    runtime::{
+        memory, sockets,
+        threads::{Line, Order},
+    },
     telemetry::counters::{self, WorkerCounters},
 };
 
@@ -48,9 +51,6 @@ const LOOKS_MORE: i32 = 12;
 /// When a worker has drained: how long what was accepted last has for its request, and for its answer.
 const LAST_REQUESTS: Duration = Duration::from_millis(20);
 const LAST_ANSWERS: Duration = Duration::from_millis(250);
-
-/// So much earlier than the process must end, sessions that are left are written to the access log.
-const LAST_LINES: Duration = Duration::from_millis(20);
 
 /// What the tasks of one worker share.
 pub(super) struct Worker {
@@ -158,13 +158,19 @@ pub(super) async fn run(shared: Arc<Shared>, listeners: Vec<Listener>, desk: Des
     monoio::spawn(async move { agents::run_errands(&porter, errands).await });
     let housekeeper = worker.clone();
     monoio::spawn(async move { housekeeper.keep_memory_low().await });
-    while let Some(drain) = line.drain().await {
+    while let Some(order) = line.order().await {
         let worker = worker.clone();
         let reporter = line.reporter();
-        monoio::spawn(async move {
-            worker.drain(drain).await;
-            reporter.drained();
-        });
+        match order {
+            Order::Drain(drain) => monoio::spawn(async move {
+                worker.drain(drain).await;
+                reporter.drained();
+            }),
+            Order::Finish => monoio::spawn(async move {
+                worker.records.write_all().await;
+                reporter.finished();
+            }),
+        };
     }
     Ok(())
 }
@@ -297,15 +303,10 @@ impl Worker {
         let tasks: Vec<_> = self.live.borrow().iter().filter_map(Weak::upgrade).collect();
         tasks.iter().for_each(|task| task.set());
         drop(tasks);
-        let (worker, plan) = (self.clone(), drain.clone());
-        monoio::spawn(async move { worker.registry.drain(plan).await });
-        let last = drain.end().checked_sub(LAST_LINES).unwrap_or_else(Instant::now);
+        let worker = self.clone();
+        monoio::spawn(async move { worker.registry.drain(drain).await });
         while self.awaited.get() > 0 {
-            if deadline::until(last, self.fewer.wait()).await.is_none() {
-                // What is still there ends with the process.
-                self.records.write_all();
-                return std::future::pending().await;
-            }
+            self.fewer.wait().await;
         }
         // Requests that are still answered are worth a moment, and no more.
         monoio::time::sleep(LAST_REQUESTS).await;

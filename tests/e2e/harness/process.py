@@ -100,7 +100,7 @@ class Process:
         self._readers = [asyncio.create_task(self._read_err()), asyncio.create_task(self._read_out())]
 
     @classmethod
-    async def start(cls, *arguments: str, cwd: Path | str | None = None, ready: bool = True, launcher: list[str] | None = None, env: dict[str, str] | None = None, nofile: int | None = None, stdin=asyncio.subprocess.DEVNULL) -> "Process":
+    async def start(cls, *arguments: str, cwd: Path | str | None = None, ready: bool = True, launcher: list[str] | None = None, env: dict[str, str] | None = None, nofile: int | None = None, stdin=asyncio.subprocess.DEVNULL, pass_fds: list[int] = []) -> "Process":
         """`launcher` goes in front of the binary (a wrapper that execs); `nofile` is the hard limit of open files."""
         read_fd = write_fd = None
         words = [*(launcher or []), binary(), *arguments]
@@ -114,7 +114,7 @@ class Process:
 
         child = await asyncio.create_subprocess_exec(
             *words, cwd=cwd, stdin=stdin, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
-            pass_fds=[write_fd] if ready else [], preexec_fn=limit if nofile else None,
+            pass_fds=[*pass_fds, *([write_fd] if ready else [])], preexec_fn=limit if nofile else None,
             env={**{k: v for k, v in os.environ.items() if not k.startswith("RINGWAY_")}, **(env or {})}, limit=1 << 20,
         )
         if ready:

@@ -1,16 +1,20 @@
 """What a test is handed: it makes gateways, clients and targets, and takes them all down at the end."""
 from __future__ import annotations
 
+import asyncio
 import os
 import tempfile
+import time
 from contextlib import AsyncExitStack
 from pathlib import Path
 
-from .client import KEY, Client
+from .client import KEY, Client, upgrade_request
 from .process import Agent, Gateway, Process, token_entry
+from .programs import Program
 from .secure import SecurePipe
 from .target import Target, TargetConnection
 from .tls import Authority
+from .wire import PATIENCE_S
 
 
 REMOTE = os.environ.get("RINGWAY_TEST_AGENT") == "remote"
@@ -105,6 +109,30 @@ class World:
         await connection.send(connection.switching())
         await client.expect_connected()
         return client, connection
+
+    async def refused(self, gateway: Gateway, message: dict | str | bytes, code: str, close: int, text: str | None = None, **contains) -> dict:
+        """A client whose connect message is answered with this error; the error."""
+        client = await self.client(gateway)
+        await client.connect(message)
+        return await client.expect_error(code, close, text, **contains)
+
+    async def until_upgraded(self, gateway: Gateway) -> Client:
+        """A client as soon as there is room for one: meanwhile the gateway answers 503."""
+        end = time.monotonic() + PATIENCE_S
+        while True:
+            client = await self.tcp(gateway)
+            await client.send(upgrade_request())
+            head = await client.read_until(b"\r\n\r\n")
+            if head.startswith(b"HTTP/1.1 101 "):
+                return client
+            assert head.startswith(b"HTTP/1.1 503 ") and time.monotonic() < end, head
+            client.close()
+            await asyncio.sleep(0.05)
+
+    async def program(self, program: Program) -> Program:
+        """A client of another make, taken down at the end with the rest."""
+        self.stack.push_async_callback(program.kill)
+        return program
 
     async def pair(self, sizes: dict | None = None, target: dict | None = None, **options) -> tuple[Gateway, Target, Client, TargetConnection]:
         """A gateway, a target and one session between them."""
