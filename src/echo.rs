@@ -25,6 +25,10 @@ const MAX_FRAME: usize = 64 << 20;
 /// How long a client may take to end its connection behind the Closes.
 const PATIENCE: Duration = Duration::from_secs(5);
 const KEEPALIVE: Duration = Duration::from_secs(60);
+/// How many bytes one connection may have echoed, each frame counted as so many more, before others have their turn: on
+/// epoll a task whose socket is always ready never waits, and starves all others.
+const TURN: usize = 256 << 10;
+const TURN_PER_FRAME: usize = 1 << 10;
 /// How long accepting rests when the process has no file descriptors left.
 const ACCEPT_REST: Duration = Duration::from_millis(100);
 
@@ -42,7 +46,7 @@ pub fn start(address: SocketAddr, driver: &Driver, threads: &mut Threads) -> io:
         let listener = sockets::listener(listener)?;
         monoio::spawn(accept(listener));
         // Echoes until the process ends: whoever drains drains in front of a target.
-        line.drain().await;
+        line.order().await;
         Ok(())
     })?;
     Ok(address)
@@ -70,6 +74,8 @@ async fn serve(mut tcp: TcpStream) -> Result<(), WebSocketError> {
     let stream = StreamWrapper::new(PrefixedReadIo::new(tcp, Cursor::new(behind)));
     let mut socket = WebSocket::after_handshake(stream, Role::Server);
     socket.set_max_message_size(MAX_FRAME);
+    // It would answer pings without end before it gave a frame.
+    socket.set_auto_pong(false);
     let result = echo(&mut socket).await;
     if let Err(Some(code)) = result.as_ref().map_err(close_code) {
         socket.write_frame(Frame::close(code, b"")).await?;
@@ -84,8 +90,14 @@ async fn serve(mut tcp: TcpStream) -> Result<(), WebSocketError> {
 
 async fn echo(socket: &mut WebSocket<Stream>) -> Result<(), WebSocketError> {
     let mut in_message = false;
+    let mut turn = 0;
     loop {
         let frame = socket.read_frame().await?;
+        turn += TURN_PER_FRAME + frame.payload.len();
+        if turn >= TURN {
+            turn = 0;
+            monoio::spawn(async {}).await;
+        }
         match frame.opcode {
             // fastwebsockets has answered it.
             OpCode::Close => return Ok(()),
@@ -98,7 +110,11 @@ async fn echo(socket: &mut WebSocket<Stream>) -> Result<(), WebSocketError> {
                 socket.write_frame(Frame::new(frame.fin, frame.opcode, None, frame.payload)).await?;
                 socket.flush().await?;
             }
-            OpCode::Ping | OpCode::Pong => {}
+            OpCode::Ping => {
+                socket.write_frame(Frame::pong(frame.payload)).await?;
+                socket.flush().await?;
+            }
+            OpCode::Pong => {}
         }
     }
 }

@@ -45,7 +45,7 @@ use crate::{
     protocol::drain::Drain,
     runtime::{
         driver::Driver,
-        reload::{self, Reloaded, Reloader},
+        reload::{self, Reloader},
         resolver::Resolver,
         threads::{ReadyHandle, Threads, allowed_cores},
     },
@@ -111,7 +111,7 @@ impl std::ops::Deref for Token {
 #[derive(Debug)]
 pub struct Agent {
     pub shared: Arc<Shared>,
-    reloaders: Vec<Reloader>,
+    reloaders: Arc<[Reloader]>,
     driver: &'static str,
 }
 
@@ -166,7 +166,7 @@ impl Agent {
             let name = format!("worker-{}", desk.index);
             threads.spawn(&name, driver.clone(), core, move |line| worker::run(shared, desk, line))?;
         }
-        Ok(Self { reloaders: shared.reloaders(paths), shared, driver: driver.name() })
+        Ok(Self { reloaders: shared.reloaders(paths).into(), shared, driver: driver.name() })
     }
 
     /// For the admin listener.
@@ -174,12 +174,15 @@ impl Agent {
         Observer { shared: self.shared.clone(), driver: self.driver }
     }
 
-    /// Reads again what may be read again, and logs what came of it. Must not be called on a worker: it waits for
-    /// files.
-    pub fn reload(&self) -> Reloaded {
-        let reloaded = reload::run(&self.reloaders, "agent.toml");
-        self.shared.gateways.iter().for_each(|gateway| gateway.tell(Event::Reloaded));
-        reloaded
+    /// What reads again what may be read again, logs what came of it, and gives what is wrong with files whose old
+    /// content stays in use. It waits for files, so it must run on a thread that nobody waits for.
+    pub fn reload(&self) -> impl FnOnce() -> Vec<ConfigError> + Send + use<> {
+        let (reloaders, shared) = (self.reloaders.clone(), self.shared.clone());
+        move || {
+            let wrong = reload::run(&reloaders, "agent.toml");
+            shared.gateways.iter().for_each(|gateway| gateway.tell(Event::Reloaded));
+            wrong
+        }
     }
 }
 

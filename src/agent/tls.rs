@@ -43,7 +43,7 @@ pub fn connection(config: &Arc<ClientConfig>, server_name: &str) -> Result<rustl
     Ok(ClientConnection::new(config.clone(), name)?.into())
 }
 
-/// What a failed handshake means, in words that name TLS.
+/// What a failed handshake means, in words that name TLS; "it" is the server.
 pub fn explain(error: &io::Error) -> String {
     let Some(error) = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) else {
         return match error.kind() {

@@ -24,7 +24,10 @@ use crate::{
     admin::RowsWanted,
     protocol::drain::Drain,
     relay::{Registry, wake::Signal},
-    runtime::{tasks::Tasks, threads::Line},
+    runtime::{
+        tasks::Tasks,
+        threads::{self, Line},
+    },
     telemetry::counters::WorkerCounters,
 };
 
@@ -108,13 +111,19 @@ pub async fn run(shared: Arc<Shared>, desk: Desk, mut line: Line) -> io::Result<
             obedient.obey(order);
         }
     });
-    while let Some(drain) = line.drain().await {
+    while let Some(order) = line.order().await {
         let worker = worker.clone();
         let reporter = line.reporter();
-        monoio::spawn(async move {
-            worker.drain(drain).await;
-            reporter.drained();
-        });
+        match order {
+            threads::Order::Drain(drain) => {
+                monoio::spawn(async move {
+                    worker.drain(drain).await;
+                    reporter.drained();
+                });
+            }
+            // It writes nothing down.
+            threads::Order::Finish => reporter.finished(),
+        }
     }
     Ok(())
 }
@@ -154,9 +163,9 @@ impl Worker {
     /// Ends all sessions as the drain says. Done when none is left.
     async fn drain(self: &Rc<Self>, drain: Arc<Drain>) {
         self.tasks.drain(drain.clone());
-        let (worker, plan) = (self.clone(), drain.clone());
-        monoio::spawn(async move { worker.registry.drain(plan).await });
-        self.tasks.none_awaited(drain.end()).await;
+        let worker = self.clone();
+        monoio::spawn(async move { worker.registry.drain(drain).await });
+        self.tasks.none_awaited().await;
         monoio::time::sleep(LAST_WORDS).await;
     }
 }

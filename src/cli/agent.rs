@@ -1,16 +1,16 @@
 //! `ringway agent`: an agent that is linked to gateways, as its file says.
-use std::{os::fd::RawFd, path::PathBuf, process::ExitCode};
+use std::{path::PathBuf, process::ExitCode};
 
 use anyhow::Context;
 
 use super::{
-    process,
-    supervise::{Service, supervise},
+    process::{self, ReadyArgs},
+    supervise::{Reload, Service, supervise},
 };
 use crate::{
     admin::Admin,
     agent::{Agent, Files},
-    config::{AgentConfig, ConfigError, agent, certs},
+    config::{AgentConfig, agent, certs},
     protocol::drain::Drain,
     runtime::{
         driver::Driver,
@@ -24,9 +24,8 @@ pub struct Args {
     /// The agent's configuration file
     #[arg(short, long, value_name = "FILE")]
     pub config: PathBuf,
-    /// Write "ready" to this file descriptor and close it once the first gateway has accepted the link
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(RawFd).range(3..))]
-    pub ready_fd: Option<RawFd>,
+    #[command(flatten)]
+    ready: ReadyArgs,
 }
 
 /// Runs until a signal ends it.
@@ -34,16 +33,17 @@ pub struct Args {
 /// # Errors
 /// The files are not usable, or something could not be started; the error says what.
 pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
-    let ready = process::take_ready_fd(args.ready_fd)?;
+    let ready = args.ready.take()?;
     let _logs = process::start_logs()?;
     // Early: a SIGHUP that comes while the files are read must not end the process.
-    let mut threads = Threads::with_signals_and_reload()?;
+    let mut threads = Threads::with_reload()?;
     let config = AgentConfig::load(&args.config)?;
     let files = Files {
         token: agent::load_token(&config.token_file)?,
         gateway_roots: config.ca_file.as_deref().map(certs::load_roots).transpose()?.unwrap_or_default(),
         target_roots: config.egress.roots()?,
     };
+    threads.listen_for_termination()?;
     threads::raise_open_files();
     memory::keep_pages_small();
     let driver = Driver::choose(config.runtime.driver).context("runtime.driver")?;
@@ -55,7 +55,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         let drain = threads.drain_handle();
         admin.start(agent.observer(), Box::new(move || drain.drain()))?;
     }
-    supervise(&threads, &agent, || Ok(process::tell_ready(ready)?))
+    Ok(supervise(&threads, &agent, || ready.tell()))
 }
 
 impl Service for Agent {
@@ -76,7 +76,7 @@ impl Service for Agent {
         self.shared.begin_drain()
     }
 
-    fn reload(&self) -> Vec<ConfigError> {
-        Self::reload(self).errors
+    fn reload(&self) -> Reload {
+        Box::new(Self::reload(self))
     }
 }

@@ -43,7 +43,8 @@ const KEY_VARIABLE: &str = "RINGWAY_KEY";
 const EXAMPLES: &str = "\
 On a terminal, each line that is typed is sent as one message; Ctrl-D or Ctrl-C closes. In a pipe, standard output \
 carries messages only: each text message and a line end, or the bytes of each binary message as they are; \
-everything else is on standard error. A message may have up to 64 MiB.
+everything else is on standard error. A line of text ends with LF or CR LF; with --binary it ends with LF only, and a CR \
+in front of it is sent. A message may have up to 64 MiB.
 
 Examples:
   export RINGWAY_KEY=rw_...

@@ -2,7 +2,6 @@
 use std::{
     io::{self, Write},
     net::{Ipv4Addr, Ipv6Addr, SocketAddr},
-    os::fd::RawFd,
     path::PathBuf,
     process::ExitCode,
     time::Duration,
@@ -10,12 +9,16 @@ use std::{
 
 use ipnet::{Ipv4Net, Ipv6Net};
 
-use super::{key, process, supervise::supervise};
+use super::{
+    key,
+    process::{self, ReadyArgs},
+    supervise::supervise,
+};
 use crate::{
     admin::Admin,
     config::{EgressRule, GatewayConfig, gateway::EmbeddedAgentConfig},
     echo,
-    gateway::Gateway,
+    gateway::{Files, Gateway},
     runtime::{
         driver::Driver,
         listen, memory,
@@ -38,9 +41,8 @@ pub struct Args {
     /// More roots to trust for wss:// targets: a PEM file
     #[arg(long, value_name = "FILE")]
     pub ca_file: Option<PathBuf>,
-    /// Write "ready" to this file descriptor and close it once everything listens
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(RawFd).range(3..))]
-    pub ready_fd: Option<RawFd>,
+    #[command(flatten)]
+    ready: ReadyArgs,
 }
 
 /// Runs until Ctrl-C.
@@ -48,7 +50,7 @@ pub struct Args {
 /// # Errors
 /// Something could not be started; the error says what.
 pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
-    let ready = process::take_ready_fd(args.ready_fd)?;
+    let ready = args.ready.take()?;
     let _logs = process::start_logs()?;
     threads::raise_open_files();
     memory::keep_pages_small();
@@ -64,7 +66,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let mut target = threads.apart();
     let echo = echo::start(listen::free_or_any(loopback(ECHO_PORT)), &driver, &mut target)?;
     let admin = Admin::bind(loopback(ADMIN_PORT)).or_else(|_| Admin::bind(loopback(0)))?;
-    let gateway = Gateway::start(config, keys, roots, None, &driver, &mut threads)?;
+    let gateway = Gateway::start(config, Files { keys, roots, ..Files::default() }, &driver, &mut threads)?;
     let public = gateway.addresses[0];
     process::announce(public, "public");
     let admin_address = admin.address();
@@ -72,12 +74,11 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let drain = threads.drain_handle();
     admin.start(gateway.observer(), Box::new(move || drain.drain()))?;
     process::announce(echo, "echo");
-    supervise(&threads, &gateway, || {
-        process::tell_ready(ready)?;
+    Ok(supervise(&threads, &gateway, || {
+        ready.tell();
         // Somebody who only wants the server may have closed standard output.
         let _ = io::stdout().write_all(introduction(public, admin_address, echo, &secret).as_bytes());
-        Ok(())
-    })
+    }))
 }
 
 /// The defaults, an agent, and leave to reach this machine.

@@ -1,17 +1,16 @@
 //! `ringway echo`: the echo target by itself.
 use std::{
     net::SocketAddr,
-    os::fd::RawFd,
     process::ExitCode,
     time::{Duration, Instant},
 };
 
 use super::{
-    process,
-    supervise::{Service, supervise},
+    process::{self, ReadyArgs},
+    supervise::{Reload, Service, supervise},
 };
 use crate::{
-    config::{ConfigError, gateway::Driver as Wanted},
+    config::gateway::Driver as Wanted,
     echo,
     protocol::drain::Drain,
     runtime::{
@@ -26,9 +25,8 @@ pub struct Args {
     /// Where to listen; port 0 takes a free one
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8081")]
     pub listen: SocketAddr,
-    /// Write "ready" to this file descriptor and close it once it listens
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(RawFd).range(3..))]
-    pub ready_fd: Option<RawFd>,
+    #[command(flatten)]
+    ready: ReadyArgs,
 }
 
 /// Runs until a signal ends it.
@@ -36,7 +34,7 @@ pub struct Args {
 /// # Errors
 /// Something could not be started; the error says what.
 pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
-    let ready = process::take_ready_fd(args.ready_fd)?;
+    let ready = args.ready.take()?;
     let _logs = process::start_logs()?;
     threads::raise_open_files();
     memory::keep_pages_small();
@@ -45,7 +43,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let mut threads = Threads::with_signals()?;
     let address = echo::start(args.listen, &driver, &mut threads)?;
     process::announce(address, "echo");
-    supervise(&threads, &Echo(address), || Ok(process::tell_ready(ready)?))
+    Ok(supervise(&threads, &Echo(address), || ready.tell()))
 }
 
 struct Echo(SocketAddr);
@@ -63,7 +61,7 @@ impl Service for Echo {
         Drain::new(Instant::now(), Duration::ZERO, 0, 0, 0)
     }
 
-    fn reload(&self) -> Vec<ConfigError> {
-        Vec::new()
+    fn reload(&self) -> Reload {
+        Box::new(Vec::new)
     }
 }

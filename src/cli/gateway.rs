@@ -1,16 +1,16 @@
 //! `ringway gateway`: the gateway, as its file says.
-use std::{os::fd::RawFd, path::PathBuf, process::ExitCode};
+use std::{path::PathBuf, process::ExitCode};
 
 use anyhow::Context;
 
 use super::{
-    process,
-    supervise::{Service, supervise},
+    process::{self, ReadyArgs},
+    supervise::{Reload, Service, supervise},
 };
 use crate::{
     admin::Admin,
-    config::{ConfigError, GatewayConfig, keys},
-    gateway::{Gateway, tls::Acceptor},
+    config::{GatewayConfig, agents, keys},
+    gateway::{Files, Gateway, tls::Acceptor},
     protocol::drain::Drain,
     runtime::{
         driver::Driver,
@@ -24,9 +24,8 @@ pub struct Args {
     /// The gateway's configuration file
     #[arg(short, long, value_name = "FILE")]
     pub config: PathBuf,
-    /// Write "ready" to this file descriptor and close it once every listener listens
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(RawFd).range(3..))]
-    pub ready_fd: Option<RawFd>,
+    #[command(flatten)]
+    ready: ReadyArgs,
 }
 
 /// Runs until a signal ends it.
@@ -34,20 +33,24 @@ pub struct Args {
 /// # Errors
 /// The files are not usable, or something could not be started; the error says what.
 pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
-    let ready = process::take_ready_fd(args.ready_fd)?;
+    let ready = args.ready.take()?;
     let _logs = process::start_logs()?;
     // Early: a SIGHUP that comes while the files are read must not end the process.
-    let mut threads = Threads::with_signals_and_reload()?;
+    let mut threads = Threads::with_reload()?;
     let config = GatewayConfig::load(&args.config)?;
-    let keys = keys::load(&config.keys.file)?;
-    let roots = config.egress.roots()?;
-    let tls = config.listen.tls.as_ref().map(Acceptor::load).transpose()?;
+    let files = Files {
+        keys: keys::load(&config.keys.file)?,
+        agent_tokens: config.agents.tokens.as_deref().map(agents::load).transpose()?,
+        roots: config.egress.roots()?,
+        tls: config.listen.tls.as_ref().map(Acceptor::load).transpose()?,
+    };
+    threads.listen_for_termination()?;
     threads::raise_open_files();
     memory::keep_pages_small();
     let driver = Driver::choose(config.runtime.driver).context("runtime.driver")?;
     driver.log();
     let admin = config.admin.addr.map(Admin::bind).transpose()?;
-    let gateway = Gateway::start(config, keys, roots, tls, &driver, &mut threads)?;
+    let gateway = Gateway::start(config, files, &driver, &mut threads)?;
     for address in &gateway.addresses {
         process::announce(*address, "public");
     }
@@ -59,7 +62,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         let drain = threads.drain_handle();
         admin.start(gateway.observer(), Box::new(move || drain.drain()))?;
     }
-    supervise(&threads, &gateway, || Ok(process::tell_ready(ready)?))
+    Ok(supervise(&threads, &gateway, || ready.tell()))
 }
 
 impl Service for Gateway {
@@ -77,7 +80,7 @@ impl Service for Gateway {
         self.shared.begin_drain()
     }
 
-    fn reload(&self) -> Vec<ConfigError> {
-        Self::reload(self).errors
+    fn reload(&self) -> Reload {
+        Box::new(Self::reload(self))
     }
 }

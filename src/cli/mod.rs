@@ -39,8 +39,9 @@ Environment:
   NO_COLOR            no colours in `ringway connect`
 
 Signals (gateway, agent):
-  SIGHUP              read keys or token, certificates and CA files again; sessions go on
-  SIGTERM, SIGINT     drain: close sessions spread over limits.drain, then exit 0; the second one exits 1 at once
+  SIGHUP              read keys or token, certificates and CA files again
+  SIGTERM, SIGINT     drain: close sessions spread over limits.drain, then
+                      exit 0; the second one exits 1 at once
 
 Exit codes: 0 done, 1 failed while running, 2 usage or configuration";
 

@@ -36,24 +36,50 @@ pub fn announce(address: SocketAddr, kind: &str) {
     let _ = writeln!(io::stderr(), "listening on {address} ({kind})");
 }
 
-/// Takes the descriptor that the user named for [`tell_ready`]. Must come first in the process: later it might be one
-/// that the process opened itself.
-///
-/// # Errors
-/// It is not open.
-pub fn take_ready_fd(fd: Option<RawFd>) -> Result<Option<File>, UsageError> {
-    let Some(fd) = fd else { return Ok(None) };
-    #[allow(unsafe_code)]
-    // SAFETY: the user hands this descriptor over, and nothing else in the process uses it, since nothing else runs.
-    let open = unsafe { (libc::fcntl(fd, libc::F_GETFD) != -1).then(|| File::from_raw_fd(fd)) };
-    open.map(Some).ok_or_else(|| UsageError(format!("--ready-fd {fd}: it is not open")))
+/// The option by which a serving command tells that it serves.
+#[derive(Debug, clap::Args)]
+pub struct ReadyArgs {
+    /// Write "ready" to this file descriptor and close it once everything listens (an agent:
+    /// once the first gateway has accepted the link)
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(RawFd).range(3..))]
+    ready_fd: Option<RawFd>,
 }
 
-/// Says that every listener listens, on the descriptor that the user named.
-///
-/// # Errors
-/// It cannot be written to.
-pub fn tell_ready(ready: Option<File>) -> Result<(), UsageError> {
-    let Some(mut ready) = ready else { return Ok(()) };
-    ready.write_all(b"ready\n").map_err(|error| UsageError(format!("--ready-fd: {error}")))
+/// Whom to tell that the process serves, if anybody asked for it.
+#[derive(Debug)]
+pub struct Ready(Option<File>);
+
+impl ReadyArgs {
+    /// Takes the descriptor that the user named. Must come first in the process: later it might be one that the process
+    /// opened itself.
+    ///
+    /// # Errors
+    /// It is not open, or not for writing.
+    pub fn take(&self) -> Result<Ready, UsageError> {
+        let Some(fd) = self.ready_fd else { return Ok(Ready(None)) };
+        #[allow(unsafe_code)]
+        // SAFETY: F_GETFL takes no pointer.
+        let flags = unsafe { libc::fcntl(fd, libc::F_GETFL) };
+        if flags == -1 {
+            return Err(UsageError(format!("--ready-fd {fd}: it is not open")));
+        }
+        if flags & libc::O_ACCMODE == libc::O_RDONLY {
+            return Err(UsageError(format!("--ready-fd {fd}: it is not open for writing")));
+        }
+        #[allow(unsafe_code)]
+        // SAFETY: the user hands this descriptor over, and nothing else in the process uses it, since nothing else runs.
+        let file = unsafe { File::from_raw_fd(fd) };
+        Ok(Ready(Some(file)))
+    }
+}
+
+impl Ready {
+    /// Says that every listener listens. As with systemd, nobody there to hear it is no reason not to serve.
+    pub fn tell(self) {
+        if let Some(mut file) = self.0
+            && let Err(error) = file.write_all(b"ready\n")
+        {
+            tracing::warn!("--ready-fd: {error}; nobody was told that it is ready");
+        }
+    }
 }

@@ -22,6 +22,11 @@ const STATUS_OF_DRAIN_EVERY: Duration = Duration::from_secs(1);
 /// Added to what the service manager is told a drain takes at most: for the exit itself.
 const EXIT: Duration = Duration::from_secs(5);
 
+/// So much earlier than a drain must be over, the workers are told to write down what is left.
+const LAST_LINES: Duration = Duration::from_millis(50);
+/// How long the end of the process waits for what the workers write down.
+const FINISH: Duration = Duration::from_secs(2);
+
 /// What a serving command runs.
 pub trait Service {
     /// What it serves, in a few words.
@@ -38,35 +43,32 @@ pub trait Service {
     /// From now on no session begins. Gives the drain that the workers are told of.
     fn begin_drain(&self) -> Drain;
 
-    /// Reads its files again, logs that, and gives what is wrong with them.
-    fn reload(&self) -> Vec<ConfigError>;
+    /// What a reload does, for a thread of its own.
+    fn reload(&self) -> Reload;
 }
+
+/// Reads files again, logs that, and gives what is wrong with them. It may wait for a file for ever.
+pub type Reload = Box<dyn FnOnce() -> Vec<ConfigError> + Send>;
 
 /// Runs until the process is to end. `ready` is called once, when every worker does its work, and the service says
 /// that it is ready.
 ///
 /// The first SIGTERM or SIGINT begins to drain, or goes on with a drain that was asked for otherwise; the next one
-/// ends the process at once. SIGHUP reloads. A thread that ends by itself is a failure.
-///
-/// # Errors
-/// Those of `ready`.
-pub fn supervise(
-    threads: &Threads,
-    service: &dyn Service,
-    ready: impl FnOnce() -> anyhow::Result<()>,
-) -> anyhow::Result<ExitCode> {
+/// ends the process at once. SIGHUP reloads; one that comes during a reload is for the next one. A thread that ends by
+/// itself is a failure.
+pub fn supervise(threads: &Threads, service: &dyn Service, ready: impl FnOnce()) -> ExitCode {
     let mut supervisor = Supervisor::new(threads, service);
     supervisor.ping();
     let mut ready = Some(ready);
     loop {
         if let Some(code) = supervisor.next() {
-            return Ok(code);
+            return code;
         }
         if supervisor.silent == 0
             && service.is_ready()
             && let Some(ready) = ready.take()
         {
-            ready()?;
+            ready();
             supervisor.is_ready();
         }
     }
@@ -86,11 +88,19 @@ struct Supervisor<'a> {
     status: String,
     next_status: Option<Instant>,
     broken: Option<String>,
+    reloading: Option<Reloading>,
     drain: Option<Arc<Drain>>,
     /// A signal has asked for the end.
     signalled: bool,
     /// Whether each worker is done.
     done: Vec<bool>,
+}
+
+/// A reload that is under way.
+struct Reloading {
+    since: Instant,
+    /// Files may have changed since it has read them, so another one follows.
+    again: bool,
 }
 
 impl<'a> Supervisor<'a> {
@@ -108,6 +118,7 @@ impl<'a> Supervisor<'a> {
             status: String::new(),
             next_status: None,
             broken: None,
+            reloading: None,
             drain: None,
             signalled: false,
             done: vec![false; threads.len()],
@@ -116,7 +127,7 @@ impl<'a> Supervisor<'a> {
 
     /// Waits for something to do, and does it. Gives the exit code when the process is to end.
     fn next(&mut self) -> Option<ExitCode> {
-        let end = self.drain.as_ref().map(|drain| drain.end());
+        let end = self.drain.as_ref().map(|drain| last_lines(drain));
         let deadline = [end, self.next_ping, self.next_status].into_iter().flatten().min();
         let code = match self.threads.next_event(deadline) {
             None => None,
@@ -142,6 +153,10 @@ impl<'a> Supervisor<'a> {
             }
             // What there is to do then is done whatever the event was.
             Some(Event::Ready) => None,
+            Some(Event::Reloaded(wrong)) => {
+                self.reloaded(wrong);
+                None
+            }
             Some(Event::Alive) => {
                 self.alive();
                 None
@@ -151,15 +166,19 @@ impl<'a> Supervisor<'a> {
             Some(Event::Ended { name, result, .. }) => {
                 let error = result.err().map_or("it ended by itself".to_owned(), |error| error.to_string());
                 tracing::error!("thread {name} failed: {error}");
+                self.finish();
                 Some(ExitCode::from(FAILED))
             }
+            // Nobody was told to finish.
+            Some(Event::Finished { .. }) => None,
         };
         code.or_else(|| self.look_at_the_clock(Instant::now()))
     }
 
     fn look_at_the_clock(&mut self, now: Instant) -> Option<ExitCode> {
-        if self.drain.as_ref().is_some_and(|drain| now >= drain.end()) {
+        if self.drain.as_ref().is_some_and(|drain| now >= last_lines(drain)) {
             tracing::warn!("the time to drain is over: ending with {} sessions left", self.service.sessions());
+            self.finish();
             return Some(ExitCode::SUCCESS);
         }
         if self.next_ping.is_some_and(|at| now >= at) {
@@ -205,17 +224,34 @@ impl<'a> Supervisor<'a> {
             tracing::info!("draining: nothing is reloaded");
             return;
         }
+        if let Some(reloading) = &mut self.reloading {
+            let since = reloading.since.elapsed().as_secs_f64();
+            tracing::warn!("the reload before has not ended for {since:.1} s; another one follows it");
+            reloading.again = true;
+            return;
+        }
         if self.ready {
             self.notifier.reloading();
         }
-        let errors = self.service.reload();
-        self.broken = errors.first().map(|error| match errors.len() {
-            1 => format!("reload failed: {error}"),
-            more => format!("reload failed: {error} (and {} more)", more - 1),
-        });
-        if self.ready {
+        self.reloading = Some(Reloading { since: Instant::now(), again: false });
+        let reload = self.service.reload();
+        if let Err(error) = self.threads.reload(move || first_of(&reload())) {
+            tracing::error!("nothing is reloaded: no thread could be started: {error}");
+            self.reloaded(Some(error.to_string()));
+        }
+    }
+
+    /// A reload is over.
+    fn reloaded(&mut self, wrong: Option<String>) {
+        let again = self.reloading.take().is_some_and(|reloading| reloading.again);
+        self.broken = wrong.map(|wrong| format!("reload failed: {wrong}"));
+        // The service manager has been told that the process stops: nothing else is of interest to it.
+        if self.ready && self.drain.is_none() {
             self.status = self.status_now();
             self.notifier.ready(&self.status);
+        }
+        if again {
+            self.reload();
         }
     }
 
@@ -250,9 +286,29 @@ impl<'a> Supervisor<'a> {
         })
     }
 
+    /// The process ends now, with sessions left: waits until the workers have written down what they know of them. A
+    /// signal ends the wait.
+    fn finish(&self) {
+        let end = Instant::now() + FINISH;
+        let mut awaited = self.threads.finish();
+        while awaited.contains(&true) && Instant::now() < end {
+            match self.threads.next_event(Some(end)) {
+                Some(Event::Finished { worker } | Event::Ended { worker, .. }) => {
+                    if let Some(awaited) = awaited.get_mut(worker) {
+                        *awaited = false;
+                    }
+                }
+                Some(Event::Terminate) => return,
+                _ => {}
+            }
+        }
+    }
+
     fn tell_status(&mut self, now: Instant) {
         let status = self.status_now();
-        if status != self.status {
+        // That it reloads is told until it is over.
+        let reloads = self.reloading.is_some() && self.drain.is_none();
+        if !reloads && status != self.status {
             self.notifier.status(&status);
             self.status = status;
         }
@@ -275,16 +331,35 @@ impl<'a> Supervisor<'a> {
     }
 }
 
+/// What is wrong, in a line.
+fn first_of(errors: &[ConfigError]) -> Option<String> {
+    errors.first().map(|error| match errors.len() {
+        1 => error.to_string(),
+        more => format!("{error} (and {} more)", more - 1),
+    })
+}
+
+fn last_lines(drain: &Drain) -> Instant {
+    drain.end().checked_sub(LAST_LINES).unwrap_or_else(Instant::now)
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
-    use std::{cell::Cell, io};
+    use std::{
+        io,
+        sync::atomic::{AtomicBool, Ordering},
+        thread,
+    };
 
     use super::*;
-    use crate::runtime::{driver::Driver, threads::Line};
+    use crate::runtime::{
+        driver::Driver,
+        threads::{Line, Order},
+    };
 
     /// A service without sessions whose drain takes so long.
-    struct Idle(Duration, Cell<usize>);
+    struct Idle(Duration);
 
     impl Service for Idle {
         fn describe(&self) -> String {
@@ -299,32 +374,49 @@ mod tests {
             Drain::new(Instant::now(), self.0, 0, 0, 0)
         }
 
-        fn reload(&self) -> Vec<ConfigError> {
-            self.1.set(self.1.get() + 1);
-            vec![]
+        fn reload(&self) -> Reload {
+            Box::new(Vec::new)
         }
     }
 
     fn idle() -> Idle {
-        Idle(Duration::from_secs(100), Cell::new(0))
+        Idle(Duration::from_secs(100))
     }
 
-    fn spawn<R: Future<Output = io::Result<()>> + 'static>(threads: &mut Threads, run: fn(Line) -> R) {
+    fn spawn<F, R>(threads: &mut Threads, run: F)
+    where
+        F: FnOnce(Line) -> R + Send + 'static,
+        R: Future<Output = io::Result<()>>,
+    {
         threads.spawn("worker", Driver::Epoll(None), None, run).unwrap();
     }
 
     /// Answers pings for ever, and is done as soon as it is told to drain.
     async fn works(mut line: Line) -> io::Result<()> {
-        while line.drain().await.is_some() {
-            line.reporter().drained();
+        while let Some(order) = line.order().await {
+            match order {
+                Order::Drain(_) => line.reporter().drained(),
+                Order::Finish => line.reporter().finished(),
+            }
         }
         Ok(())
     }
 
-    /// Answers pings for ever, and has sessions that do not end.
-    async fn stays(mut line: Line) -> io::Result<()> {
-        while line.drain().await.is_some() {}
-        Ok(())
+    /// Answers pings for ever, has sessions that do not end, and takes its time to write that down.
+    fn spawn_one_that_stays(threads: &mut Threads) -> Arc<AtomicBool> {
+        let written = Arc::new(AtomicBool::new(false));
+        let done = written.clone();
+        spawn(threads, |mut line| async move {
+            while let Some(order) = line.order().await {
+                if matches!(order, Order::Finish) {
+                    thread::sleep(Duration::from_millis(300));
+                    done.store(true, Ordering::SeqCst);
+                    line.reporter().finished();
+                }
+            }
+            Ok(())
+        });
+        written
     }
 
     fn code(code: ExitCode) -> String {
@@ -342,7 +434,7 @@ mod tests {
             let mut threads = Threads::without_signals();
             spawn(&mut threads, works);
             run(&mut threads);
-            let ended = supervise(&threads, &idle(), || Ok(())).unwrap();
+            let ended = supervise(&threads, &idle(), || ());
             assert_eq!(code(ended), code(ExitCode::from(FAILED)));
         }
     }
@@ -356,27 +448,29 @@ mod tests {
         let ready = || {
             handle.drain();
             handle.drain();
-            Ok(())
         };
-        assert_eq!(code(supervise(&threads, &idle(), ready).unwrap()), code(ExitCode::SUCCESS));
+        assert_eq!(code(supervise(&threads, &idle(), ready)), code(ExitCode::SUCCESS));
     }
 
     #[test]
     fn it_ends_at_the_latest_when_the_time_is_over() {
         let mut threads = Threads::without_signals();
         spawn(&mut threads, works);
-        spawn(&mut threads, stays);
+        let written = spawn_one_that_stays(&mut threads);
         threads.drain_handle().drain();
-        let service = Idle(Duration::from_millis(200), Cell::new(0));
+        let service = Idle(Duration::from_millis(200));
         let began = Instant::now();
-        assert_eq!(code(supervise(&threads, &service, || Ok(())).unwrap()), code(ExitCode::SUCCESS));
-        assert!(began.elapsed() >= Duration::from_millis(200));
+        assert_eq!(code(supervise(&threads, &service, || ())), code(ExitCode::SUCCESS));
+        assert!(began.elapsed() >= Duration::from_millis(200) - LAST_LINES);
+        assert!(written.load(Ordering::SeqCst), "it ended before a worker had written down what it had");
     }
 
     #[test]
-    fn what_cannot_be_announced_ends_it() {
+    fn a_worker_that_dies_takes_nothing_of_the_others_with_it() {
         let mut threads = Threads::without_signals();
-        spawn(&mut threads, works);
-        supervise(&threads, &idle(), || Err(anyhow::anyhow!("nobody there"))).unwrap_err();
+        let written = spawn_one_that_stays(&mut threads);
+        spawn(&mut threads, |_| async { panic!("a bug") });
+        assert_eq!(code(supervise(&threads, &idle(), || ())), code(ExitCode::from(FAILED)));
+        assert!(written.load(Ordering::SeqCst));
     }
 }

@@ -37,6 +37,7 @@ pub struct GatewayConfig {
     pub listen: ListenConfig,
     pub admin: AdminConfig,
     pub keys: KeysConfig,
+    pub agents: AgentsConfig,
     /// `None`: the gateway answers `no_agent`.
     pub embedded_agent: Option<EmbeddedAgentConfig>,
     pub egress: EgressConfig,
@@ -85,6 +86,11 @@ pub struct AdminConfig {
     pub addr: Option<SocketAddr>,
 }
 
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct AgentsConfig {
+    pub tokens: Option<PathBuf>,
+    pub idle_channels: u32,
+}
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KeysConfig {
     pub file: PathBuf,
@@ -134,6 +140,7 @@ impl GatewayConfig {
 impl Default for GatewayConfig {
     fn default() -> Self {
         Self {
+            agents: Default::default(),
             node_id: host_name().unwrap_or_else(|| "localhost".to_owned()),
             public_url: None,
             runtime: RuntimeConfig::default(),
@@ -214,8 +221,8 @@ fn read(root: &mut Section<'_, '_>, folder: &Path) -> Option<GatewayConfig> {
     let embedded_agent = embedded_agent(root.table("embedded_agent", "[embedded_agent]"), &node_id);
     let egress = egress(root.table("egress", "[egress]"), folder);
     let limits = limits(root.table("limits", "[limits]"));
-    root.refuse("agents");
-    Some(GatewayConfig { node_id, public_url, runtime, listen, admin, keys, embedded_agent, egress, limits })
+    let agents = agents(root.table("agents", "[agents]"), folder);
+    Some(GatewayConfig { node_id, public_url, runtime, listen, admin, keys, agents, embedded_agent, egress, limits })
 }
 
 fn runtime(mut table: Section<'_, '_>) -> RuntimeConfig {
@@ -228,6 +235,13 @@ fn runtime(mut table: Section<'_, '_>) -> RuntimeConfig {
     });
     table.refuse("relay");
     RuntimeConfig { workers: usize::try_from(workers).unwrap_or(0), driver: driver.unwrap_or_default() }
+}
+
+fn agents(mut table: Section<'_, '_>, folder: &Path) -> AgentsConfig {
+    AgentsConfig {
+        tokens: table.value("tokens", |value| Ok(value::string(value)?.to_owned())).map(|name| folder.join(name)),
+        idle_channels: table.value("idle_channels", value::whole(1..=64)).unwrap_or(4) as u32,
+    }
 }
 
 fn listen(mut table: Section<'_, '_>, folder: &Path) -> ListenConfig {

@@ -14,6 +14,7 @@
 //! | [`names`], [`units`] | what a slug, a country, `"10s"` or `"64KiB"` is |
 //! | `reader`, `value`, `error` | walking a parsed TOML file and collecting what is wrong with it |
 pub mod agent;
+pub mod agents;
 pub mod certs;
 pub mod egress;
 mod error;

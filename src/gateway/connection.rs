@@ -8,6 +8,7 @@ use std::{
 use monoio::net::TcpStream;
 
 use super::{
+    agents::{self, Admitted},
     arrival,
     http::{HeadReader, Response},
     routes::{self, Route},
@@ -78,23 +79,41 @@ pub(super) async fn run(
     let client = Client { socket: Rc::new(Socket::plain(tcp)), input: Vec::new(), peer, secure, draining };
     // In boxes, here and below: what a stranger who says nothing costs is this future without those.
     let Some(mut client) = Box::pin(arrival::arrive(&worker, client, deadline)).await else { return };
-    if let Some((accept, api_key)) = requests(&worker, &mut client, deadline).await {
-        Box::pin(session::set_up(&worker, client, &accept, api_key, pending)).await;
-    } else if client.secure {
-        // Said before the end of TCP, close_notify tells that nothing was cut off.
-        deadline::within(&client.socket, PATIENCE, client.socket.end_write()).await;
+    match requests(&worker, &mut client, deadline).await {
+        Some(Begun::WebSocket { accept, api_key }) => {
+            Box::pin(session::set_up(&worker, client, &accept, api_key, pending)).await;
+        }
+        Some(Begun::Agent(admitted)) => {
+            drop(pending);
+            match admitted {
+                Admitted::Control(hello) => Box::pin(agents::run_control(&worker, client, hello)).await,
+                Admitted::Data(agent) => Box::pin(agents::admit_channel(&worker, client, agent)).await,
+            }
+        }
+        None if client.secure => {
+            // Said before the end of TCP, close_notify tells that nothing was cut off.
+            deadline::within(&client.socket, PATIENCE, client.socket.end_write()).await;
+        }
+        None => {}
     }
 }
 
-/// Answers requests until one opens a WebSocket.
-async fn requests(worker: &Worker, client: &mut Client, mut deadline: Instant) -> Option<(String, Option<String>)> {
+/// What a request has begun other than its answer.
+enum Begun {
+    WebSocket { accept: String, api_key: Option<String> },
+    Agent(Admitted),
+}
+
+/// Answers requests until one opens a WebSocket, or an agent's link.
+async fn requests(worker: &Worker, client: &mut Client, mut deadline: Instant) -> Option<Begun> {
     let mut first = true;
     loop {
         let mut reader = HeadReader::default();
         let (answer, keep_alive) = loop {
             match reader.next(&mut client.input) {
                 Ok(Some(request)) => match routes::route(&worker.shared, &request, client.secure) {
-                    Route::WebSocket { accept, api_key } => return Some((accept, api_key)),
+                    Route::WebSocket { accept, api_key } => return Some(Begun::WebSocket { accept, api_key }),
+                    Route::Agent(admitted) => return Some(Begun::Agent(admitted)),
                     Route::Answer(answer) => {
                         break (answer.to(&request), request.keep_alive && !worker.draining());
                     }
@@ -133,6 +152,11 @@ impl Client {
             Filled::More => {}
             other => return other,
         }
+        self.receive().await
+    }
+
+    /// Receives what there is. Must be awaited to its end.
+    pub async fn receive(&mut self) -> Filled {
         let (received, buffer) = self.socket.recv(Buffer::take(), 0).await;
         match received {
             Ok(Received::Data(len)) => {
@@ -170,7 +194,7 @@ impl Client {
 
     /// Reads and drops what the client still sends, so that our last word is not lost in a reset, and ends the
     /// connection: the server side first (RFC 6455 section 7.1.1), as soon as both have closed.
-    async fn farewell(&mut self, expected: Expected) {
+    pub async fn farewell(&mut self, expected: Expected) {
         let deadline = Instant::now() + PATIENCE;
         let mut scanner = (expected == Expected::Close).then(Scanner::default);
         loop {

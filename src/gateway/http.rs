@@ -179,7 +179,18 @@ impl Request {
 
     /// RFC 6455 section 4.2.1: whether this asks for a WebSocket.
     pub fn wants_websocket(&self) -> bool {
-        self.lists("upgrade", "websocket") && self.lists("connection", "upgrade") && !self.http_1_0
+        self.upgrades_to("websocket")
+    }
+
+    /// Whether this asks for an upgrade (RFC 9110 section 7.8) to that protocol.
+    pub fn upgrades_to(&self, protocol: &str) -> bool {
+        self.lists("upgrade", protocol) && self.lists("connection", "upgrade") && !self.http_1_0
+    }
+
+    /// The bearer token of the request (RFC 6750 section 2.1).
+    pub fn bearer(&self) -> Option<&str> {
+        let (scheme, token) = self.header("authorization")?.split_once(' ')?;
+        scheme.eq_ignore_ascii_case("bearer").then(|| token.trim_start_matches(' '))
     }
 
     /// Whether Sec-WebSocket-Version is there once and says 13.

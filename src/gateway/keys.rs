@@ -94,6 +94,14 @@ impl Key {
     pub fn entry(&self) -> Guard<Arc<KeyEntry>> {
         self.entry.load()
     }
+
+    /// Whether it is still good.
+    ///
+    /// # Errors
+    /// [`Failure::InvalidKey`]: it has expired.
+    pub fn check_expiry(&self, now: SystemTime) -> Result<(), Failure> {
+        if self.entry().expires.is_some_and(|expires| expires <= now) { Err(Failure::InvalidKey) } else { Ok(()) }
+    }
 }
 
 impl Keys {
@@ -152,14 +160,23 @@ impl Keys {
     /// # Errors
     /// [`Failure::InvalidKey`], whatever the reason.
     pub fn authenticate(&self, secret: Option<&str>, now: SystemTime) -> Result<Arc<Key>, Failure> {
+        let key = self.identify(secret)?;
+        key.check_expiry(now)?;
+        Ok(key)
+    }
+
+    /// The key that `secret` is, expired or not.
+    ///
+    /// # Errors
+    /// [`Failure::InvalidKey`]: it is none that is known.
+    pub fn identify(&self, secret: Option<&str>) -> Result<Arc<Key>, Failure> {
         let hash: [u8; 32] = Sha256::digest(secret.unwrap_or_default()).into();
         let by_hash = self.by_hash.load();
         // What a look-up's time could tell is about hashes, from which no key can be made; the comparison that
         // decides is in constant time all the same.
         let (known, key) = by_hash.get_key_value(&hash).ok_or(Failure::InvalidKey)?;
         let equal = bool::from(known.ct_eq(&hash));
-        let expired = key.entry().expires.is_some_and(|expires| expires <= now);
-        if secret.is_some() && equal && !expired { Ok(key.clone()) } else { Err(Failure::InvalidKey) }
+        if secret.is_some() && equal { Ok(key.clone()) } else { Err(Failure::InvalidKey) }
     }
 
     /// Admits one session of this key: counts it, and takes its token.

@@ -2,6 +2,7 @@
 //!
 //! Everything here happens before a session's first relayed byte. State that worker threads share is touched at
 //! connect only; a connection belongs to the worker that accepted it.
+mod agents;
 mod arrival;
 pub mod bucket;
 mod connection;
@@ -26,24 +27,32 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
-use futures_channel::mpsc::{self, UnboundedSender};
+use futures_channel::mpsc::{self, UnboundedReceiver, UnboundedSender};
 use ipnet::IpNet;
 use rustls_pki_types::CertificateDer;
 
-use self::{keys::Keys, record::Row, tls::Acceptor, worker::Listener};
+use self::{
+    agents::{Agents, Errand, Known},
+    keys::Keys,
+    record::Row,
+    tls::Acceptor,
+    worker::Listener,
+};
 use crate::{
     admin::{Overview, RowsWanted},
     agent::{dial::Dialler, egress::Egress, tls as target_tls},
     config::{
-        ConfigError, GatewayConfig, KeyEntry, certs,
-        gateway::{EmbeddedAgentConfig, LimitsConfig},
+        ConfigError, GatewayConfig, KeyEntry,
+        agents::{self as agents_file, AgentEntry},
+        certs,
+        gateway::LimitsConfig,
         keys as keys_file,
     },
     protocol::drain::Drain,
     runtime::{
         driver::Driver,
         listen,
-        reload::{self, Reloaded, Reloader},
+        reload::{self, Reloader},
         resolver::Resolver,
         threads::{Threads, allowed_cores},
     },
@@ -72,7 +81,21 @@ pub struct Shared {
     /// Those of them that are relayed.
     relayed: Arc<AtomicUsize>,
     draining: AtomicBool,
-    agent: Option<(EmbeddedAgentConfig, Dialler)>,
+    agents: Agents,
+    /// The embedded agent's.
+    dialler: Dialler,
+}
+
+/// What the files hold that a configuration names.
+#[derive(Debug, Default)]
+pub struct Files {
+    pub keys: Vec<KeyEntry>,
+    /// Remote agents' tokens; without them no remote agents are taken.
+    pub agent_tokens: Option<Vec<AgentEntry>>,
+    /// What `wss://` targets may show beside the platform's own.
+    pub roots: Vec<CertificateDer<'static>>,
+    /// For the listeners of `[listen.tls]`.
+    pub tls: Option<Acceptor>,
 }
 
 /// A gateway whose workers run.
@@ -82,7 +105,7 @@ pub struct Gateway {
     pub addresses: Vec<SocketAddr>,
     pub tls_addresses: Vec<SocketAddr>,
     pub shared: Arc<Shared>,
-    reloaders: Vec<Reloader>,
+    reloaders: Arc<[Reloader]>,
     driver: &'static str,
     workers: Vec<Observed>,
 }
@@ -103,19 +126,11 @@ struct Observed {
 }
 
 impl Gateway {
-    /// Binds the listeners and starts the workers on `threads`. `roots` are what `wss://` targets may show beside the
-    /// platform's own. `tls` is for the listeners of `[listen.tls]`.
+    /// Binds the listeners and starts the workers on `threads`.
     ///
     /// # Errors
     /// An address cannot be bound, or a thread not be started; the error says which.
-    pub fn start(
-        config: GatewayConfig,
-        keys: Vec<KeyEntry>,
-        roots: Vec<CertificateDer<'static>>,
-        tls: Option<Acceptor>,
-        driver: &Driver,
-        threads: &mut Threads,
-    ) -> io::Result<Self> {
+    pub fn start(config: GatewayConfig, files: Files, driver: &Driver, threads: &mut Threads) -> io::Result<Self> {
         let workers = config.runtime.worker_threads();
         let mut listeners: Vec<Vec<Listener>> = (0..workers).map(|_| Vec::new()).collect();
         let mut bind = |wanted: &[SocketAddr], tls: bool| -> io::Result<Vec<SocketAddr>> {
@@ -131,19 +146,21 @@ impl Gateway {
         let addresses = bind(&config.listen.addr, false)?;
         let wanted = config.listen.tls.as_ref().map_or(&[][..], |tls| &tls.addr);
         let tls_addresses = bind(wanted, true)?;
-        let files = (config.keys.file.clone(), config.egress.ca_file.clone());
+        let (keys_file, roots_file) = (config.keys.file.clone(), config.egress.ca_file.clone());
         let certificate = config.listen.tls.as_ref().map(|tls| tls.cert.clone());
-        let shared = Arc::new(Shared::new(config, keys, roots, tls)?);
-        let reloaders = shared.reloaders(files.0, files.1, certificate);
+        let tokens_file = config.agents.tokens.clone();
+        let (shared, errands) = Shared::new(config, files)?;
+        let shared = Arc::new(shared);
+        let reloaders = shared.reloaders(keys_file, roots_file, certificate, tokens_file).into();
         let cores = allowed_cores();
         let mut observed = Vec::new();
-        for (index, listeners) in listeners.into_iter().enumerate() {
+        for (index, (listeners, errands)) in listeners.into_iter().zip(errands).enumerate() {
             let shared = shared.clone();
             let core = if cores.is_empty() { None } else { cores.get(index % cores.len()).copied() };
             let (rows, wanted) = mpsc::unbounded();
             let counters = Arc::new(WorkerCounters::default());
             observed.push(Observed { counters: counters.clone(), rows });
-            let desk = worker::Desk { index, counters, rows: wanted };
+            let desk = worker::Desk { index, counters, rows: wanted, errands };
             threads.spawn(&format!("worker-{index}"), driver.clone(), core, move |line| {
                 worker::run(shared, listeners, desk, line)
             })?;
@@ -156,10 +173,11 @@ impl Gateway {
         Observer { shared: self.shared.clone(), driver: self.driver, workers: self.workers.clone() }
     }
 
-    /// Reads again what may be read again, and logs what came of it. Must not be called on a worker: it waits for
-    /// files.
-    pub fn reload(&self) -> Reloaded {
-        reload::run(&self.reloaders, "gateway.toml")
+    /// What reads again what may be read again, logs what came of it, and gives what is wrong with files whose old
+    /// content stays in use. It waits for files, so it must run on a thread that nobody waits for.
+    pub fn reload(&self) -> impl FnOnce() -> Vec<ConfigError> + Send + use<> {
+        let reloaders = self.reloaders.clone();
+        move || reload::run(&reloaders, "gateway.toml")
     }
 }
 
@@ -170,7 +188,8 @@ impl Overview for Observer {
         Snapshot {
             workers: self.workers.iter().map(|worker| worker.counters.clone()).collect(),
             driver: self.driver,
-            agents: self.shared.agents_up(),
+            agents: self.shared.agents.known().into_iter().map(Known::counts).collect(),
+            failovers: self.shared.agents.failovers(),
             pending: self.shared.pending.load(Ordering::Relaxed),
             draining: self.shared.draining.load(Ordering::Relaxed),
             ..Snapshot::default()
@@ -181,7 +200,7 @@ impl Overview for Observer {
         if self.shared.draining.load(Ordering::Relaxed) {
             return Some(("draining", "This gateway is shutting down"));
         }
-        (!self.shared.agents_up().iter().any(|(_, up)| *up)).then_some(("no_agent", "No agent is up"))
+        (!self.shared.agents.any_up()).then_some(("no_agent", "No agent is up"))
     }
 
     fn ask_for_rows(&self, wanted: &RowsWanted<Row>) {
@@ -223,14 +242,21 @@ impl Shared {
         keys: PathBuf,
         roots: Option<PathBuf>,
         certificate: Option<PathBuf>,
+        agent_tokens: Option<PathBuf>,
     ) -> Vec<Reloader> {
         let shared = self.clone();
         let mut reloaders = vec![Reloader::new("API keys", keys, move |file| {
             let entries = keys_file::load(file)?;
             Ok(shared.keys.replace(entries, Instant::now()).to_string())
         })];
-        if let (Some((_, dialler)), Some(file)) = (&self.agent, roots) {
-            let dialler = dialler.clone();
+        if let Some(file) = agent_tokens {
+            let shared = self.clone();
+            reloaders.push(Reloader::new("agent tokens", file, move |file| {
+                Ok(shared.agents.replace_tokens(agents_file::load(file)?))
+            }));
+        }
+        if let (Some(_), Some(file)) = (self.agents.embedded(), roots) {
+            let dialler = self.dialler.clone();
             reloaders.push(Reloader::new("roots for wss:// targets", file, move |file| {
                 let roots = certs::load_roots(file)?;
                 let count = roots.len();
@@ -255,25 +281,18 @@ impl Shared {
         self.proxy_protocol_from.is_empty() || self.proxy_protocol_from.iter().any(|net| net.contains(&from))
     }
 
-    /// The slugs of all agents, and whether one of that slug is up.
-    fn agents_up(&self) -> Vec<(String, bool)> {
-        self.agent.iter().map(|(agent, _)| (agent.slug.clone(), true)).collect()
-    }
-
-    fn new(
-        config: GatewayConfig,
-        keys: Vec<KeyEntry>,
-        roots: Vec<CertificateDer<'static>>,
-        tls: Option<Acceptor>,
-    ) -> io::Result<Self> {
+    fn new(config: GatewayConfig, files: Files) -> io::Result<(Self, Vec<UnboundedReceiver<Errand>>)> {
+        let Files { keys, agent_tokens, roots, tls } = files;
         let dialler = Dialler {
             egress: Arc::new(Egress::new(config.egress.allow, config.egress.deny)),
             resolver: Resolver::start()?,
             tls: Arc::new(ArcSwap::new(target_tls::client_config(roots)?)),
             tcp_keepalive: config.limits.tcp_keepalive,
         };
-        Ok(Self {
-            workers: config.runtime.worker_threads(),
+        let workers = config.runtime.worker_threads();
+        let (agents, errands) = Agents::new(config.embedded_agent, agent_tokens, config.agents.idle_channels, workers);
+        let shared = Self {
+            workers,
             node_id: config.node_id,
             public_url: config.public_url,
             limits: config.limits,
@@ -285,7 +304,9 @@ impl Shared {
             sessions: AtomicU64::new(0),
             relayed: Arc::default(),
             draining: AtomicBool::new(false),
-            agent: config.embedded_agent.map(|agent| (agent, dialler)),
-        })
+            agents,
+            dialler,
+        };
+        Ok((shared, errands))
     }
 }

@@ -25,7 +25,10 @@ use crate::{
         target::Target,
     },
     relay::{Relay, Summary},
-    telemetry::counters::{self, Stage},
+    telemetry::{
+        counters::{self, Stage},
+        log,
+    },
 };
 
 /// How the client asked for the session.
@@ -40,7 +43,7 @@ const TARGET: &str = "target";
 const AGENT: &str = "agent";
 const GATEWAY: &str = "gateway";
 
-/// The sessions of one worker by their ids, as long as they are there.
+/// The records of one worker by their ids, as long as they are there: of its sessions, and of those that are refused.
 #[derive(Default)]
 pub(super) struct Records(RefCell<BTreeMap<u64, Weak<Record>>>);
 
@@ -98,7 +101,7 @@ impl Record {
         // Without randomness the time serves: all that matters is that no id comes twice.
         let id = getrandom::u64()
             .unwrap_or_else(|_| started.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_nanos() as u64);
-        Rc::new(Self {
+        let record = Rc::new(Self {
             worker: worker.clone(),
             id,
             client,
@@ -106,10 +109,17 @@ impl Record {
             started,
             details: RefCell::default(),
             written: Cell::new(false),
-        })
+        });
+        worker.records.0.borrow_mut().insert(id, Rc::downgrade(&record));
+        record
     }
 
-    pub fn authenticated(&self, key: &Arc<Key>) {
+    /// As in the log.
+    pub fn id(&self) -> String {
+        Hex(self.id).to_string()
+    }
+
+    pub fn identified(&self, key: &Arc<Key>) {
         self.details.borrow_mut().key = Some(key.clone());
     }
 
@@ -120,10 +130,9 @@ impl Record {
     }
 
     /// From now on this is one of the worker's sessions.
-    pub fn admitted(self: &Rc<Self>) {
+    pub fn admitted(&self) {
         self.details.borrow_mut().admitted = true;
         self.worker.counters.sessions.add(1);
-        self.worker.records.0.borrow_mut().insert(self.id, Rc::downgrade(self));
     }
 
     /// An agent was picked.
@@ -223,8 +232,12 @@ impl Record {
         );
     }
 
-    fn row(&self) -> Row {
+    /// `None`: it is no session, and will be none.
+    fn row(&self) -> Option<Row> {
         let details = self.details.borrow();
+        if !details.admitted {
+            return None;
+        }
         let passed = details.relay.as_ref().map(|relay| relay.summary());
         let count = |read: fn(&Summary) -> u64| passed.as_ref().map_or(0, read);
         let state = match &details.relay {
@@ -232,7 +245,7 @@ impl Record {
             Some(relay) if relay.is_ending() => "closing",
             Some(_) => "connected",
         };
-        Row {
+        Some(Row {
             id: Hex(self.id).to_string(),
             key: details.key.as_ref().map(|key| key.id.clone()).unwrap_or_default(),
             client: self.client,
@@ -247,16 +260,16 @@ impl Record {
             bytes_in: count(|passed| passed.bytes_from_client),
             bytes_out: count(|passed| passed.bytes_from_target),
             state,
-        }
+        })
     }
 }
 
 impl Drop for Record {
     fn drop(&mut self) {
         self.write();
+        self.worker.records.0.borrow_mut().remove(&self.id);
         if self.details.borrow().admitted {
             self.worker.counters.sessions.subtract(1);
-            self.worker.records.0.borrow_mut().remove(&self.id);
         }
     }
 }
@@ -266,13 +279,10 @@ impl Records {
     pub async fn send(&self, wanted: RowsWanted<Row>) {
         let mut after = Bound::Unbounded;
         loop {
-            let batch: Vec<(u64, Weak<Record>)> = {
-                let records = self.0.borrow();
-                records.range((after, Bound::Unbounded)).take(BATCH).map(|(id, weak)| (*id, weak.clone())).collect()
-            };
+            let batch = self.behind(after);
             let Some((last, _)) = batch.last() else { return };
             after = Bound::Excluded(*last);
-            let rows = batch.iter().filter_map(|(_, record)| Some(record.upgrade()?.row())).collect();
+            let rows = batch.iter().filter_map(|(_, record)| record.upgrade()?.row()).collect();
             if wanted.0.unbounded_send(rows).is_err() {
                 return;
             }
@@ -280,10 +290,24 @@ impl Records {
         }
     }
 
-    /// Writes the lines of the sessions that are still there: the worker ends, and they end with it.
-    pub fn write_all(&self) {
-        let records: Vec<_> = self.0.borrow().values().filter_map(Weak::upgrade).collect();
-        records.iter().for_each(|record| record.write());
+    /// Writes the lines of all that are still there: the process ends, and they end with it. As many at a time as the
+    /// log takes, which drops what it has no room for.
+    pub async fn write_all(&self) {
+        let mut after = Bound::Unbounded;
+        loop {
+            while !log::has_room() {
+                monoio::time::sleep(Duration::from_millis(1)).await;
+            }
+            let batch = self.behind(after);
+            let Some((last, _)) = batch.last() else { return };
+            after = Bound::Excluded(*last);
+            batch.iter().filter_map(|(_, record)| record.upgrade()).for_each(|record| record.write());
+        }
+    }
+
+    fn behind(&self, after: Bound<u64>) -> Vec<(u64, Weak<Record>)> {
+        let records = self.0.borrow();
+        records.range((after, Bound::Unbounded)).take(BATCH).map(|(id, weak)| (*id, weak.clone())).collect()
     }
 }
 

@@ -8,6 +8,7 @@ use serde::Serialize;
 
 use super::{
     Shared,
+    agents::{Admitted, Known},
     http::{Request, Response},
     keys::Key,
     schema,
@@ -17,6 +18,8 @@ use super::{
 #[derive(Debug)]
 pub(super) enum Route {
     Answer(Response),
+    /// An agent's control link or data channel begins.
+    Agent(Admitted),
     /// The client protocol begins, once this Sec-WebSocket-Accept has been sent.
     WebSocket {
         accept: String,
@@ -34,22 +37,25 @@ struct Docs<'a> {
 
 /// The answer to `GET /network/agents`.
 #[derive(Serialize)]
-struct Agents<'a> {
-    agents: Vec<Agent<'a>>,
+struct Agents {
+    agents: Vec<Agent>,
 }
 
 #[derive(Serialize)]
-struct Agent<'a> {
-    slug: &'a str,
-    country: &'a str,
+struct Agent {
+    slug: String,
+    country: Option<String>,
     up: bool,
 }
 
 const PATHS: [&str; 7] = ["/ws", "/ws/", "/ws/docs", "/ws/schema", "/healthz", "/usage", "/network/agents"];
+/// There only where remote agents are taken.
+const AGENT_PATHS: [&str; 2] = ["/agent/control", "/agent/data"];
 
 /// `secure`: the request came through TLS.
 pub(super) fn route(shared: &Shared, request: &Request, secure: bool) -> Route {
-    let known = PATHS.contains(&request.path.as_str());
+    let for_agents = shared.agents.takes_remote() && AGENT_PATHS.contains(&request.path.as_str());
+    let known = for_agents || PATHS.contains(&request.path.as_str());
     if known && request.method != "GET" {
         let answer = Response::error(405, "method_not_allowed", "Only GET is allowed here").with("Allow", "GET");
         return Route::Answer(answer);
@@ -63,6 +69,7 @@ pub(super) fn route(shared: &Shared, request: &Request, secure: bool) -> Route {
             serde_json::to_string(&shared.keys.usage(key, Instant::now()))
         })),
         "/network/agents" => Route::Answer(with_key(shared, request, |_| serde_json::to_string(&agents(shared)))),
+        _ if for_agents => agent_link(shared, request),
         _ => Route::Answer(Response::error(404, "not_found", "There is nothing here; see /ws/docs")),
     }
 }
@@ -102,11 +109,7 @@ fn websocket(shared: &Shared, request: &Request) -> Route {
 
 /// An answer for whoever shows a key: in `X-API-Key`, else as a bearer token (RFC 6750 section 2.1).
 fn with_key(shared: &Shared, request: &Request, answer: impl FnOnce(&Key) -> serde_json::Result<String>) -> Response {
-    let bearer = || {
-        let (scheme, token) = request.header("authorization")?.split_once(' ')?;
-        scheme.eq_ignore_ascii_case("bearer").then(|| token.trim_start_matches(' '))
-    };
-    let secret = request.header("x-api-key").or_else(bearer);
+    let secret = request.header("x-api-key").or_else(|| request.bearer());
     let key: Result<Arc<Key>, _> = shared.keys.authenticate(secret, SystemTime::now());
     match key {
         Ok(key) => Response::json(200, answer(&key).unwrap_or_default()),
@@ -114,9 +117,16 @@ fn with_key(shared: &Shared, request: &Request, answer: impl FnOnce(&Key) -> ser
     }
 }
 
-fn agents(shared: &Shared) -> Agents<'_> {
-    let embedded = shared.agent.iter().map(|(agent, _)| Agent { slug: &agent.slug, country: &agent.country, up: true });
-    Agents { agents: embedded.collect() }
+fn agents(shared: &Shared) -> Agents {
+    let known = shared.agents.known().into_iter();
+    Agents { agents: known.map(|Known { slug, country, up, .. }| Agent { slug, country, up }).collect() }
+}
+
+fn agent_link(shared: &Shared, request: &Request) -> Route {
+    match shared.agents.judge(request, shared.draining.load(Ordering::Relaxed)) {
+        Ok(admitted) => Route::Agent(admitted),
+        Err(answer) => Route::Answer(answer),
+    }
 }
 
 fn docs(shared: &Shared, request: &Request, secure: bool) -> Response {

@@ -12,6 +12,7 @@ use std::{
 use futures_util::future::{Either, select};
 
 use super::{
+    agents::{self, Agent, Choice, InUse, Unmet},
     connection::{Client, Expected, Filled},
     keys::SessionOfKey,
     record::Record,
@@ -42,6 +43,9 @@ use crate::{
 /// How often a client that is not being read from is looked at for a reset.
 const BLIND_LOOK: Duration = Duration::from_millis(250);
 
+/// How many channels of one agent are tried before it is left for another.
+const CHANNELS_OF_AN_AGENT: u32 = 2;
+
 /// How a set-up ends other than in a session.
 enum End {
     /// The client is gone, so there is nobody to tell.
@@ -54,6 +58,16 @@ enum End {
     Broken,
     /// An error message, and its Close.
     Failure(Failure),
+}
+
+/// A target that an agent has reached.
+struct Reached {
+    dialled: Dialled,
+    /// Of the agent.
+    node_id: String,
+    place: Place,
+    hop: u64,
+    in_use: InUse,
 }
 
 /// A session that may begin, as soon as its target has answered.
@@ -88,7 +102,7 @@ pub(super) async fn set_up(
     };
     drop(pending);
     match dial(worker, &mut client, &record, &admitted.request).await {
-        Ok((dialled, held)) => begin(worker, client, record, admitted, dialled, held).await,
+        Ok((reached, held)) => begin(worker, client, record, admitted, reached, held).await,
         Err(end) => end.say(worker, client, Some(&record)).await,
     }
 }
@@ -132,8 +146,9 @@ async fn connect_message(worker: &Worker, client: &mut Client) -> Result<Vec<u8>
 fn admit(worker: &Worker, record: &Rc<Record>, message: &mut [u8], header_key: Option<&str>) -> Result<Admitted, End> {
     let shared = &worker.shared;
     let message = connect::parse(message).map_err(|error| unusable(&error))?;
-    let key = shared.keys.authenticate(message.key(header_key), SystemTime::now()).map_err(End::Failure)?;
-    record.authenticated(&key);
+    let key = shared.keys.identify(message.key(header_key)).map_err(End::Failure)?;
+    record.identified(&key);
+    key.check_expiry(SystemTime::now()).map_err(End::Failure)?;
     let request = message.validate().map_err(|error| unusable(&error))?;
     record.validated(&request.target);
     // Looked at in the upgrade already; those who passed it together are counted here.
@@ -150,20 +165,14 @@ async fn dial(
     client: &mut Client,
     record: &Record,
     request: &ConnectRequest,
-) -> Result<(Dialled, Held), End> {
-    let asked = Instant::now();
-    let Some((agent, dialler)) = &worker.shared.agent else { return Err(End::Failure(Failure::NoAgent)) };
-    if !request.selection.matches(&agent.slug, &agent.country) {
-        return Err(End::Failure(Failure::NoAgent));
-    }
-    record.agent(&agent.slug, asked.elapsed());
+) -> Result<(Reached, Held), End> {
     let timings = Timings::default();
     let mut held = Held::new(std::mem::take(&mut client.input));
     let stop = Signal::default();
     let deadline = Instant::now() + worker.shared.limits.target_timeout;
     let dialled = {
         // In a box, which those who wait for a connect message have no need of.
-        let dial = Box::pin(dialler.dial(request, &timings));
+        let dial = Box::pin(reach(worker, record, request, &timings, deadline));
         let dial = pin!(worker.tasks.within_window(&client.draining, deadline::until(deadline, dial)));
         let watch = pin!(watch(&client.socket, &mut held, &stop));
         match select(dial, watch).await {
@@ -178,7 +187,7 @@ async fn dial(
     };
     record.dialled(&timings);
     match dialled {
-        Ok(Some(Some(Ok(dialled)))) => Ok((dialled, held)),
+        Ok(Some(Some(Ok(reached)))) => Ok((reached, held)),
         other => {
             client.input = held.into_bytes();
             Err(match other {
@@ -189,6 +198,70 @@ async fn dial(
             })
         }
     }
+}
+
+/// Has an agent that fits dial the target. One that fails before it began is replaced by another.
+async fn reach(
+    worker: &Worker,
+    record: &Record,
+    request: &ConnectRequest,
+    timings: &Timings,
+    deadline: Instant,
+) -> Result<Reached, Failure> {
+    let agents = &worker.shared.agents;
+    let asked = Instant::now();
+    let mut tried = Vec::new();
+    loop {
+        let Some((choice, in_use)) = agents.pick(&request.selection, &tried) else {
+            return Err(if tried.is_empty() { Failure::NoAgent } else { Failure::AgentFailure });
+        };
+        let agent = match choice {
+            Choice::Remote(agent) => agent,
+            Choice::Embedded => {
+                let Some(embedded) = agents.embedded() else { return Err(Failure::NoAgent) };
+                record.agent(&embedded.slug, asked.elapsed());
+                let dialled = worker.shared.dialler.dial(request, timings).await?;
+                let node_id = embedded.node_id.clone();
+                return Ok(Reached { dialled, node_id, place: Place::Whole, hop: 0, in_use });
+            }
+        };
+        record.agent(&agent.slug, asked.elapsed());
+        tried.push(agent.id);
+        let another_fits = agents.pick(&request.selection, &tried).is_some();
+        match reach_through(worker, record, &agent, request, timings, deadline, another_fits).await {
+            Ok(dialled) => {
+                let node_id = agent.node_id.clone();
+                return Ok(Reached { dialled, node_id, place: Place::Gateway, hop: agent.id, in_use });
+            }
+            Err(Unmet::Failed(failure)) => return Err(failure),
+            Err(Unmet::Again(why)) => agents.failed_over(&agent, &why),
+        }
+    }
+}
+
+/// Asks one agent, over another channel if the first one fails.
+async fn reach_through(
+    worker: &Worker,
+    record: &Record,
+    agent: &Agent,
+    request: &ConnectRequest,
+    timings: &Timings,
+    deadline: Instant,
+    another_fits: bool,
+) -> Result<Dialled, Unmet> {
+    let mut why = String::new();
+    for _ in 0..CHANNELS_OF_AN_AGENT {
+        let until = agents::cold_until(Instant::now(), deadline, another_fits);
+        let Some(channel) = worker.channels.take(&worker.shared.agents, worker.index, agent, until).await else {
+            return Err(Unmet::Again(if why.is_empty() { "no data channel in time".into() } else { why }));
+        };
+        let time = deadline.saturating_duration_since(Instant::now());
+        match agents::exchange(channel, record.id(), request, time, timings).await {
+            Err(Unmet::Again(again)) => why = again,
+            met => return met,
+        }
+    }
+    Err(Unmet::Again(why))
 }
 
 /// Keeps what the client sends until stopped. Ends early when the client makes the dial pointless.
@@ -226,15 +299,16 @@ async fn begin(
     client: Client,
     record: Rc<Record>,
     admitted: Admitted,
-    dialled: Dialled,
+    reached: Reached,
     held: Held,
 ) {
-    let Some((agent, _)) = &worker.shared.agent else { return };
-    let message = answer::connected(&agent.node_id, dialled.subprotocol.as_deref());
-    if client.send(&message).await.is_err() {
-        return record.client_gone(None);
+    let Reached { dialled, node_id, place, hop, in_use } = reached;
+    let message = answer::connected(&node_id, dialled.subprotocol.as_deref());
+    match client.send(&message).await {
+        Ok(()) => record.connected(),
+        // The relay finds the same, and tells the target.
+        Err(_) => record.client_gone(None),
     }
-    record.connected();
     let Admitted { request, of_key, counted } = admitted;
     let connected = Connected {
         client: client.socket,
@@ -242,8 +316,8 @@ async fn begin(
         from_client: held.into_bytes(),
         from_target: dialled.received,
         idle_timeout: request.idle_timeout,
-        place: Place::Whole,
-        hop: 0,
+        place,
+        hop,
     };
     let account = of_key.key().account(worker.index, worker.shared.workers);
     let meter = Meter { worker: worker.counters.clone(), account };
@@ -253,7 +327,7 @@ async fn begin(
         let relay = relay::begin(connected, &relayed.registry, meter);
         record.relayed(&relay);
         relay.ended().await;
-        drop((record, of_key, counted, awaited));
+        drop((record, of_key, counted, in_use, awaited));
     });
 }
 
@@ -263,19 +337,16 @@ fn unusable(error: &ConnectError) -> End {
 
 impl End {
     /// Says to the client what there is to say, and closes. `record`: where there was a connect message.
-    async fn say(self, worker: &Worker, client: Client, record: Option<&Record>) {
+    async fn say(self, worker: &Worker, mut client: Client, record: Option<&Record>) {
         let code = match &self {
             Self::Gone => None,
-            Self::Answer(payload) => Some(payload.first_chunk().map(|code| u16::from_be_bytes(*code))),
-            Self::Close(close) => Some(Some(close.code)),
-            Self::Broken => Some(Some(Close::PROTOCOL_ERROR.code)),
-            Self::Failure(failure) => Some(Some(failure.close_code())),
+            Self::Answer(payload) => payload.first_chunk().map(|code| u16::from_be_bytes(*code)),
+            Self::Close(close) => Some(close.code),
+            Self::Broken => Some(Close::PROTOCOL_ERROR.code),
+            Self::Failure(failure) => Some(failure.close_code()),
         };
-        if let Some(code) = code {
-            worker.counters.closed(Side::Client, code);
-        }
         match (&self, record) {
-            (Self::Gone | Self::Answer(_) | Self::Broken, Some(record)) => record.client_gone(code.flatten()),
+            (Self::Gone | Self::Answer(_) | Self::Broken, Some(record)) => record.client_gone(code),
             (Self::Close(close), Some(record)) => record.drained(close.code),
             (Self::Failure(failure), Some(record)) => record.failed(failure),
             (Self::Close(close), None) if *close == Close::CONNECT_TIMEOUT => {
@@ -285,23 +356,27 @@ impl End {
             (Self::Broken, None) => worker.counters.refused(counters::BAD_FRAME),
             (Self::Gone | Self::Answer(_) | Self::Failure(_), None) => {}
         }
-        match self {
-            Self::Gone => {}
+        let (bytes, expected) = match self {
+            Self::Gone => return,
             Self::Answer(payload) => {
                 let mut bytes = Vec::new();
                 frame::write(&mut bytes, Opcode::CLOSE, None, &payload);
-                client.finish(&bytes, Expected::End).await;
+                (bytes, Expected::End)
             }
-            Self::Close(close) => client.finish(&close.to_bytes(None), Expected::Close).await,
-            Self::Broken => client.finish(&Close::PROTOCOL_ERROR.to_bytes(None), Expected::Garbage).await,
+            Self::Close(close) => (close.to_bytes(None), Expected::Close),
+            Self::Broken => (Close::PROTOCOL_ERROR.to_bytes(None), Expected::Garbage),
             Self::Failure(failure) => {
                 // Some texts name headers and cookies, which the client chose, so only the cause of a failed dial is
                 // logged.
                 if let Failure::TargetUnreachable(why) | Failure::TargetHandshakeInvalid(why) = &failure {
                     tracing::debug!(client = %client.peer, code = failure.code(), "session refused: {why}");
                 }
-                client.finish(&failure.to_frames(), Expected::Close).await;
+                (failure.to_frames(), Expected::Close)
             }
+        };
+        if client.send(&bytes).await.is_ok() {
+            worker.counters.closed(Side::Client, code);
+            client.farewell(expected).await;
         }
     }
 }

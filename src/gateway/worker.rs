@@ -15,7 +15,9 @@ use futures_util::StreamExt;
 use monoio::net::{TcpListener, TcpStream};
 
 use super::{
-    Shared, connection,
+    Shared,
+    agents::{self, Channels, Errand},
+    connection,
     http::Response,
     record::{Records, Row},
 };
@@ -23,7 +25,11 @@ use crate::{
     admin::RowsWanted,
     protocol::drain::Drain,
     relay::Registry,
-    runtime::{sockets, tasks::Tasks, threads::Line},
+    runtime::{
+        sockets,
+        tasks::Tasks,
+        threads::{Line, Order},
+    },
     telemetry::counters::{self, WorkerCounters},
 };
 
@@ -38,9 +44,6 @@ const IN_A_ROW: u32 = 64;
 const LAST_REQUESTS: Duration = Duration::from_millis(20);
 const LAST_ANSWERS: Duration = Duration::from_millis(250);
 
-/// So much earlier than the process must end, sessions that are left are written to the access log.
-const LAST_LINES: Duration = Duration::from_millis(20);
-
 /// What the tasks of one worker share.
 pub(super) struct Worker {
     pub shared: Arc<Shared>,
@@ -49,6 +52,8 @@ pub(super) struct Worker {
     pub counters: Arc<WorkerCounters>,
     pub records: Records,
     pub registry: Registry,
+    /// Data channels of agents that are ready here.
+    pub channels: Rc<Channels>,
     /// Connections and sessions of this worker.
     pub tasks: Rc<Tasks>,
 }
@@ -59,6 +64,8 @@ pub(super) struct Desk {
     pub index: usize,
     pub counters: Arc<WorkerCounters>,
     pub rows: UnboundedReceiver<RowsWanted<Row>>,
+    /// What the other workers want.
+    pub errands: UnboundedReceiver<Errand>,
 }
 
 /// One that is counted in the whole process until it is dropped.
@@ -92,10 +99,17 @@ pub(super) struct Listener {
 /// Runs a worker as long as the process lives: the listeners stay open to the last, since one that closes resets what
 /// waits in its accept queue.
 pub(super) async fn run(shared: Arc<Shared>, listeners: Vec<Listener>, desk: Desk, mut line: Line) -> io::Result<()> {
-    let Desk { index, counters, mut rows } = desk;
+    let Desk { index, counters, mut rows, errands } = desk;
     let registry = Registry::new(shared.relayed.clone());
-    let worker =
-        Rc::new(Worker { shared, index, counters, records: Records::default(), registry, tasks: Rc::default() });
+    let worker = Rc::new(Worker {
+        shared,
+        index,
+        counters,
+        records: Records::default(),
+        registry,
+        channels: Rc::default(),
+        tasks: Rc::default(),
+    });
     for Listener { socket, tls } in listeners {
         let worker = worker.clone();
         let listener = sockets::listener(socket)?;
@@ -109,15 +123,23 @@ pub(super) async fn run(shared: Arc<Shared>, listeners: Vec<Listener>, desk: Des
             clerk.records.send(wanted).await;
         }
     });
+    let porter = worker.clone();
+    monoio::spawn(async move { agents::run_errands(&porter, errands).await });
     let housekeeper = worker.tasks.clone();
     monoio::spawn(async move { housekeeper.keep_memory_low().await });
-    while let Some(drain) = line.drain().await {
+    while let Some(order) = line.order().await {
         let worker = worker.clone();
         let reporter = line.reporter();
-        monoio::spawn(async move {
-            worker.drain(drain).await;
-            reporter.drained();
-        });
+        match order {
+            Order::Drain(drain) => monoio::spawn(async move {
+                worker.drain(drain).await;
+                reporter.drained();
+            }),
+            Order::Finish => monoio::spawn(async move {
+                worker.records.write_all().await;
+                reporter.finished();
+            }),
+        };
     }
     Ok(())
 }
@@ -178,14 +200,9 @@ impl Worker {
     /// Ends all sessions as the drain says. Done when none is left, and no client waits for its last word.
     async fn drain(self: &Rc<Self>, drain: Arc<Drain>) {
         self.tasks.drain(drain.clone());
-        let (worker, plan) = (self.clone(), drain.clone());
-        monoio::spawn(async move { worker.registry.drain(plan).await });
-        let last = drain.end().checked_sub(LAST_LINES).unwrap_or_else(Instant::now);
-        if !self.tasks.none_awaited(last).await {
-            // What is still there ends with the process.
-            self.records.write_all();
-            return std::future::pending().await;
-        }
+        let worker = self.clone();
+        monoio::spawn(async move { worker.registry.drain(drain).await });
+        self.tasks.none_awaited().await;
         // Requests that are still answered are worth a moment, and no more.
         monoio::time::sleep(LAST_REQUESTS).await;
         self.tasks.all_ended(Instant::now() + LAST_ANSWERS).await;

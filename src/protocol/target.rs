@@ -381,3 +381,8 @@ mod tests {
         }
     }
 }
+impl Target {
+    pub fn to_url(&self) -> String {
+        format!("{}://{}{}", if self.tls { "wss" } else { "ws" }, self.host_and_port(), self.path_and_query)
+    }
+}

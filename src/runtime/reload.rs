@@ -1,8 +1,8 @@
 //! Reading files again while the process runs (SIGHUP).
 //!
 //! Each [`Reloader`] has files of its own and takes them over as a whole or not at all: broken ones leave in use what
-//! there was. Runs on the main thread, never on a worker; what it changes is there for what begins from then on, and
-//! no session notices.
+//! there was. Runs on a thread of its own, since a file can keep it waiting; what it changes is there for what begins
+//! from then on, and no session notices.
 use std::{
     fmt,
     path::{Path, PathBuf},
@@ -18,15 +18,6 @@ pub struct Reloader {
     what: &'static str,
     file: PathBuf,
     reload: Box<Read>,
-}
-
-/// What a reload came to.
-#[derive(Debug, Default)]
-pub struct Reloaded {
-    /// The files that are in use now as they are.
-    pub files: Vec<PathBuf>,
-    /// What is wrong with the others, of which the old content stays in use.
-    pub errors: Vec<ConfigError>,
 }
 
 impl Reloader {
@@ -46,23 +37,28 @@ impl fmt::Debug for Reloader {
     }
 }
 
-/// Runs all of them, and logs what each came to. `file` names the configuration file that is not one of them.
-pub fn run(reloaders: &[Reloader], file: &str) -> Reloaded {
-    let mut reloaded = Reloaded::default();
-    for Reloader { what, file: path, reload } in reloaders {
-        match reload(path) {
+/// Runs all of them, and logs what each came to. Gives what is wrong with files whose old content stays in use. `config`
+/// names the configuration file, which is none of them.
+pub fn run(reloaders: &[Reloader], config: &str) -> Vec<ConfigError> {
+    let (mut wrong, mut stay) = (Vec::new(), Vec::new());
+    for Reloader { what, file, reload } in reloaders {
+        match reload(file) {
             Ok(now) => {
-                tracing::info!("reloaded the {what} from {}: {now}", path.display());
-                reloaded.files.push(path.clone());
+                tracing::info!("reloaded the {what} from {}: {now}", file.display());
             }
             Err(ConfigErrors(errors)) => {
                 errors
                     .iter()
                     .for_each(|error| tracing::error!("the {what} are not reloaded, the old ones stay: {error}"));
-                reloaded.errors.extend(errors);
+                wrong.extend(errors);
+                stay.push(*what);
             }
         }
     }
-    tracing::info!("reload done; {file} itself is read at start only, so its changes need a restart");
-    reloaded
+    if stay.is_empty() {
+        tracing::info!("reload done; {config} itself is read at start only, so its changes need a restart");
+    } else {
+        tracing::error!("reload failed; in use as before: {}", stay.join("; "));
+    }
+    wrong
 }

@@ -3,7 +3,7 @@
 use std::{
     io,
     net::{Shutdown, TcpListener as StdListener},
-    os::fd::{AsRawFd, BorrowedFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd},
     time::Duration,
 };
 
@@ -25,10 +25,14 @@ pub fn prepare(tcp: &TcpStream, keepalive: Duration) {
     let _ = socket.set_tcp_keepalive(&keepalive);
 }
 
-/// Resets the connection when what was sent stays unacknowledged for so long (RFC 5482); `None`: as long as TCP tries.
-/// Never for a session: a peer that only stops reading would be reset, too.
-pub fn limit_unacknowledged(socket: BorrowedFd<'_>, limit: Option<Duration>) {
-    let _ = SockRef::from(&socket).set_tcp_user_timeout(limit);
+/// How long a link or an idle channel may leave data or probes without an answer.
+pub const DEAD_LINK: Duration = Duration::from_secs(20);
+
+/// Gives a connection up when its peer has acknowledged nothing for so long (TCP_USER_TIMEOUT); `None`: the system's own
+/// patience. Not for sessions: it ends slow readers, too.
+pub fn set_user_timeout(socket: &impl AsFd, timeout: Option<Duration>) {
+    let socket = socket.as_fd();
+    let _ = SockRef::from(&socket).set_tcp_user_timeout(timeout);
 }
 
 /// Sends what the socket takes at once, without waiting, and ends the write side.

@@ -121,23 +121,16 @@ impl Tasks {
         tasks.iter().for_each(|task| task.set());
     }
 
-    /// In a drain: whether the last of what it waits for is gone before `deadline`.
-    pub async fn none_awaited(&self, deadline: Instant) -> bool {
-        self.until_none(&self.awaited, deadline).await
-    }
-
-    /// In a drain: whether the last task has ended before `deadline`.
-    pub async fn all_ended(&self, deadline: Instant) -> bool {
-        self.until_none(&self.count, deadline).await
-    }
-
-    async fn until_none(&self, count: &Cell<usize>, deadline: Instant) -> bool {
-        while count.get() > 0 {
-            if deadline::until(deadline, self.fewer.wait()).await.is_none() {
-                return false;
-            }
+    /// In a drain: until the last of what it waits for is gone.
+    pub async fn none_awaited(&self) {
+        while self.awaited.get() > 0 {
+            self.fewer.wait().await;
         }
-        true
+    }
+
+    /// In a drain: until the last task has ended, or `deadline`.
+    pub async fn all_ended(&self, deadline: Instant) {
+        while self.count.get() > 0 && deadline::until(deadline, self.fewer.wait()).await.is_some() {}
     }
 
     fn tell_of_fewer(&self) {

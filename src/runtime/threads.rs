@@ -13,7 +13,7 @@ use futures_util::StreamExt;
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use signal_hook::{
     consts::{SIGHUP, SIGINT, SIGTERM},
-    iterator::Signals,
+    iterator::{Handle, Signals},
 };
 
 use super::driver::Driver;
@@ -22,10 +22,18 @@ use crate::protocol::drain::Drain;
 /// What the main thread tells a worker.
 #[derive(Clone, Debug)]
 enum Command {
-    /// End all sessions.
-    Drain(Arc<Drain>),
+    Order(Order),
     /// Say that you are there.
     Ping,
+}
+
+/// What a worker is to do.
+#[derive(Clone, Debug)]
+pub enum Order {
+    /// End all sessions.
+    Drain(Arc<Drain>),
+    /// The process ends: write down what must not be lost, and say so with [`Reporter::finished`].
+    Finish,
 }
 
 /// What the main thread hears of.
@@ -35,6 +43,8 @@ pub enum Event {
     Terminate,
     /// SIGHUP.
     Reload,
+    /// What [`Threads::reload`] has run is over; what is wrong since then, in a line.
+    Reloaded(Option<String>),
     /// Somebody wants the process to drain, other than by a signal.
     Drain,
     /// The process may be ready now.
@@ -43,6 +53,8 @@ pub enum Event {
     Alive,
     /// A worker has no session left, and gets none any more.
     Drained { worker: usize },
+    /// A worker has written down what it had, as [`Threads::finish`] told it.
+    Finished { worker: usize },
     /// A thread has ended: in order, or not.
     Ended { worker: usize, name: String, result: io::Result<()> },
 }
@@ -53,6 +65,7 @@ pub struct Threads {
     workers: Vec<commands::UnboundedSender<Command>>,
     events: mpsc::Receiver<Event>,
     sender: mpsc::Sender<Event>,
+    signals: Option<Handle>,
 }
 
 /// What a worker hears from the main thread.
@@ -91,12 +104,12 @@ impl ReadyHandle {
 }
 
 impl Line {
-    /// Waits until the gateway drains, and answers pings meanwhile, so it must be awaited again behind that. `None`:
-    /// there is no main thread any more.
-    pub async fn drain(&mut self) -> Option<Arc<Drain>> {
+    /// Waits for something to do, and answers pings meanwhile, so it must be awaited again behind that. `None`: there is
+    /// no main thread any more.
+    pub async fn order(&mut self) -> Option<Order> {
         loop {
             match self.commands.next().await? {
-                Command::Drain(drain) => return Some(drain),
+                Command::Order(order) => return Some(order),
                 Command::Ping => self.reporter.send(Event::Alive),
             }
         }
@@ -113,6 +126,11 @@ impl Reporter {
         self.send(Event::Drained { worker: self.worker });
     }
 
+    /// This worker has written down what it had.
+    pub fn finished(&self) {
+        self.send(Event::Finished { worker: self.worker });
+    }
+
     fn send(&self, event: Event) {
         let _ = self.events.send(event);
     }
@@ -127,18 +145,28 @@ impl Threads {
         Self::listening_for(&[SIGTERM, SIGINT])
     }
 
-    /// The same, and for SIGHUP, which otherwise ends the process.
+    /// Begins to listen for SIGHUP only, which otherwise ends the process. The others do end it until
+    /// [`Threads::listen_for_termination`], so that a start that waits for a file can be given up.
     ///
     /// # Errors
     /// As for [`Threads::with_signals`].
-    pub fn with_signals_and_reload() -> io::Result<Self> {
-        Self::listening_for(&[SIGTERM, SIGINT, SIGHUP])
+    pub fn with_reload() -> io::Result<Self> {
+        Self::listening_for(&[SIGHUP])
+    }
+
+    /// From now on SIGTERM and SIGINT are events. Must come before the first worker.
+    ///
+    /// # Errors
+    /// As for [`Threads::with_signals`].
+    pub fn listen_for_termination(&self) -> io::Result<()> {
+        let Some(signals) = &self.signals else { return Ok(()) };
+        [SIGTERM, SIGINT].into_iter().try_for_each(|signal| signals.add_signal(signal))
     }
 
     /// Threads that hear of no signal.
     pub fn without_signals() -> Self {
         let (sender, events) = mpsc::channel();
-        Self { workers: Vec::new(), events, sender }
+        Self { workers: Vec::new(), events, sender, signals: None }
     }
 
     /// Threads that are told nothing and live as long as the process. Their failures are among the events of `self`.
@@ -148,8 +176,9 @@ impl Threads {
     }
 
     fn listening_for(signals: &[libc::c_int]) -> io::Result<Self> {
-        let threads = Self::without_signals();
+        let mut threads = Self::without_signals();
         let mut signals = Signals::new(signals)?;
+        threads.signals = Some(signals.handle());
         let events = threads.sender.clone();
         thread::Builder::new().name("signals".into()).spawn(move || {
             for signal in signals.forever() {
@@ -160,6 +189,20 @@ impl Threads {
             }
         })?;
         Ok(threads)
+    }
+
+    /// Runs a reload on a thread of its own, since it waits for files, and a file may keep it waiting for ever. What it
+    /// gives comes as [`Event::Reloaded`].
+    ///
+    /// # Errors
+    /// The thread could not be started.
+    pub fn reload(&self, run: impl FnOnce() -> Option<String> + Send + 'static) -> io::Result<()> {
+        let events = self.sender.clone();
+        thread::Builder::new().name("reload".into()).spawn(move || {
+            let wrong = catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|_| Some("it panicked".into()));
+            let _ = events.send(Event::Reloaded(wrong));
+        })?;
+        Ok(())
     }
 
     /// For whoever may begin to drain the process.
@@ -212,7 +255,12 @@ impl Threads {
 
     /// Tells every worker to end its sessions.
     pub fn drain(&self, drain: &Arc<Drain>) {
-        self.tell(&Command::Drain(drain.clone()));
+        self.tell(&Command::Order(Order::Drain(drain.clone())));
+    }
+
+    /// Tells every worker that the process ends. Whether each of them was there to be told.
+    pub fn finish(&self) -> Vec<bool> {
+        self.tell(&Command::Order(Order::Finish))
     }
 
     /// Asks every worker for an [`Event::Alive`]. Before all have answered, this must not be asked again.
@@ -220,10 +268,8 @@ impl Threads {
         self.tell(&Command::Ping);
     }
 
-    fn tell(&self, command: &Command) {
-        for worker in &self.workers {
-            let _ = worker.unbounded_send(command.clone());
-        }
+    fn tell(&self, command: &Command) -> Vec<bool> {
+        self.workers.iter().map(|worker| worker.unbounded_send(command.clone()).is_ok()).collect()
     }
 
     /// Waits for the next event; `None` if there is none until `deadline`.

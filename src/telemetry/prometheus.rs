@@ -20,8 +20,9 @@ pub use prometheus_text::CONTENT_TYPE;
 pub struct Snapshot {
     pub workers: Vec<Arc<WorkerCounters>>,
     pub driver: &'static str,
-    /// Slugs, and whether an agent of it is up.
-    pub agents: Vec<(String, bool)>,
+    pub agents: Vec<AgentCounts>,
+    /// Sessions that went to another agent, unseen by the client.
+    pub failovers: u64,
     /// Connections without a validated connect message.
     pub pending: u64,
     pub draining: bool,
@@ -37,6 +38,16 @@ pub struct LinkedGateway {
     pub name: String,
     pub up: bool,
     pub channels_ready: u64,
+}
+
+/// The agents of one slug.
+#[derive(Debug, Default)]
+pub struct AgentCounts {
+    pub slug: String,
+    pub up: bool,
+    pub sessions: u64,
+    /// Data channels that are ready.
+    pub idle_channels: u64,
 }
 
 const DIRECTIONS: [(Side, &str); 2] = [(Side::Client, "client_to_target"), (Side::Target, "target_to_client")];
@@ -117,8 +128,16 @@ fn links(gateways: &[LinkedGateway], family: &mut Family<'_, '_>) -> fmt::Result
 impl Snapshot {
     /// What a gateway says of its clients and agents.
     fn clients(&self, family: &mut Family<'_, '_>) -> fmt::Result {
-        let agents = self.agents.iter().map(|(slug, up)| ([("slug", slug.as_str())], u64::from(*up)));
-        family.gauges("agents_up", "Agents that can take sessions", agents)?;
+        let by_slug = |read: fn(&AgentCounts) -> u64| {
+            self.agents.iter().map(move |agent| ([("slug", agent.slug.as_str())], read(agent)))
+        };
+        let up = by_slug(|agent| u64::from(agent.up));
+        family.gauges("agents_up", "1 for each slug of which an agent is there", up)?;
+        family.gauges("agent_sessions", "Sessions of the agents of a slug", by_slug(|agent| agent.sessions))?;
+        let idle = by_slug(|agent| agent.idle_channels);
+        family.gauges("agent_channels_idle", "Data channels that are ready for sessions", idle)?;
+        let help = "Sessions for which another agent was taken, because one failed before it began";
+        family.counters("agent_failovers", help, [(NoLabels, self.failovers)])?;
         let limited: u64 = self
             .workers
             .iter()
@@ -242,16 +261,9 @@ mod tests {
             worker.took(Stage::Dns, Duration::from_millis(3));
             worker.sessions.add(1);
         }
-        let agents = vec![("de1".to_owned(), true)];
-        let snapshot = Snapshot {
-            workers,
-            driver: "epoll",
-            agents,
-            pending: 3,
-            draining: false,
-            gateways: None,
-            log_lines_dropped: 7,
-        };
+        let agents = vec![AgentCounts { slug: "de1".to_owned(), up: true, sessions: 5, idle_channels: 4 }];
+        let snapshot =
+            Snapshot { workers, driver: "epoll", agents, pending: 3, log_lines_dropped: 7, ..Snapshot::default() };
         let text = text(snapshot).unwrap();
         for line in [
             "# TYPE ringway_sessions_total counter",
@@ -269,6 +281,9 @@ mod tests {
             "ringway_connect_seconds_bucket{stage=\"dns\",le=\"0.005\"} 2",
             "ringway_connect_seconds_bucket{stage=\"tls\",le=\"+Inf\"} 0",
             "ringway_agents_up{slug=\"de1\"} 1",
+            "ringway_agent_sessions{slug=\"de1\"} 5",
+            "ringway_agent_channels_idle{slug=\"de1\"} 4",
+            "ringway_agent_failovers_total 0",
             "ringway_rate_limited_total 2",
             "ringway_accepts_total{worker=\"1\"} 0",
             "ringway_worker_sessions{worker=\"0\"} 1",

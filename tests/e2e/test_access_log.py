@@ -50,12 +50,7 @@ async def test_a_session(world):
     await client.expect_raw(back)
     await asyncio.sleep(0.3)
     assert not lines(gateway), "at its end"
-    close = await client.send_close(1000)
-    await connection.expect_close(1000)
-    answer = await connection.send_close(1000)
-    await client.expect_close(1000)
-    connection.close()
-    client.close()
+    close, answer = await client.part(connection)
     line = await the_line(gateway)
     assert set(line) == {"timestamp", "level", "target", *FIELDS}, line
     assert [field for field in line if field in FIELDS] == FIELDS
@@ -107,7 +102,7 @@ async def test_who_closed(world):
 
 async def test_failures(world):
     """`outcome` (`connected`, or the code of section 3); a usable or unusable connect message"""
-    gateway, target = await world.gateway(env=JSON, keys=[key_entry(KEY, rate=0.001, burst=3), key_entry("crowded", max_sessions=1)]), world.target()
+    gateway, target = await world.gateway(env=JSON, keys=[key_entry(KEY, rate=0.001, burst=3), key_entry("crowded", max_sessions=1), key_entry("old", expires="2020-01-01T00:00:00Z")]), world.target()
     closed = world.target()
     closed.sock.close()
     expected: list[dict] = []
@@ -127,6 +122,7 @@ async def test_failures(world):
     await fail(masked(frames.BINARY, b"{}"), "invalid_connect_message", 1008)
     await fail({"apiKey": "nobody", "url": target.url()}, "invalid_key", 1008)
     await fail({"url": target.url()}, "invalid_key", 1008)
+    await fail({"apiKey": "old", "url": target.url()}, "invalid_key", 1008, key="id-old")
     await fail({"apiKey": KEY, "url": "http://x/"}, "invalid_connect_message", 1008, **known)
     await fail({"apiKey": KEY, "url": target.url(), "agent": "us1"}, "no_agent", 1011, **known, **upstream)
     await fail({"apiKey": KEY, "url": f"ws://127.0.0.1:{closed.port}/"}, "target_unreachable", 1011, **known, agent="de1", upstream=f"127.0.0.1:{closed.port}")
@@ -177,9 +173,7 @@ async def test_no_line_without_a_connect_message(world):
     http = await world.tcp(gateway)
     await http.send(b"GET /healthz HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n")
     await http.read_to_end()
-    unusable = await world.client(gateway)
-    await unusable.connect("x")
-    await unusable.expect_error("invalid_connect_message", 1008)
+    await world.refused(gateway, "x", "invalid_connect_message", 1008)
     await the_line(gateway)  # of the last, and of it alone
 
 
@@ -205,16 +199,39 @@ async def test_sessions_that_a_shutdown_ends(world):
     assert sorted(line["bytes_in"] for line in got)[-1] == 500, got
 
 
+async def test_a_refusal_that_a_shutdown_cuts(world):
+    """one line a connection that sent a usable or unusable connect message: also where its client still reads when the process ends"""
+    gateway = await world.gateway(env=JSON, limits={"drain": "0s"})
+    client = await world.client(gateway)
+    await client.connect("x")
+    await client.read_json()
+    await client.expect_close(1008)  # and no answer to it
+    gateway.signal(signal.SIGTERM)
+    assert await gateway.exit_code() == 0
+    [line] = lines(gateway)
+    assert (line["outcome"], line["closed_by"], line["close_code"]) == ("invalid_connect_message", "gateway", 1008)
+
+
+async def test_the_lines_of_a_crowd_that_a_shutdown_ends(world):
+    """one line each, also when the process comes late to its end and must write all of them then"""
+    gateway, target = await world.gateway(env=JSON, limits={"drain": "1s"}), world.target()
+    sessions = [await world.session(gateway, target) for _ in range(200)]
+    gateway.signal(signal.SIGTERM)
+    await gateway.line("draining:")
+    gateway.signal(signal.SIGSTOP)
+    await asyncio.sleep(1.2)
+    gateway.signal(signal.SIGCONT)
+    assert await gateway.exit_code() == 0
+    got = lines(gateway)
+    assert len(got) == len(sessions)
+    assert all((line["outcome"], line["closed_by"]) == ("connected", "gateway") for line in got), got
+
+
 async def test_text_format(world):
     """the same in text"""
     gateway, target = await world.gateway(), world.target()
     client, connection = await world.session(gateway, target)
-    await client.send_close(1000)
-    await connection.expect_close(1000)
-    await connection.send_close(1000)
-    await client.expect_close(1000)
-    connection.close()
-    client.close()
+    await client.part(connection)
     line = (await gateway.line(r"^.* INFO access: (.*)$"))[1]
     names = re.findall(r"(?:^| )([a-z_]+)=", line)
     assert names == FIELDS, line
@@ -224,9 +241,7 @@ async def test_text_format(world):
 async def test_it_can_be_turned_off(world):
     """`RINGWAY_LOG` sets log levels: `access=off`"""
     gateway = await world.gateway(env={"RINGWAY_LOG": "info,access=off"}, admin=True)
-    client = await world.client(gateway)
-    await client.connect("x")
-    await client.expect_error("invalid_connect_message", 1008)
+    await world.refused(gateway, "x", "invalid_connect_message", 1008)
     gateway.signal(signal.SIGTERM)
     assert await gateway.exit_code() == 0
     assert "access" not in gateway.err and gateway.lines, gateway.err

@@ -224,18 +224,8 @@ async def test_it_does_not_wait_for_a_busy_worker(world):
     """the admin listener has a thread of its own: it answers while a worker is stopped by load, and `/sessions` comes too"""
     gateway, target = await world.gateway(admin=True, workers=1), world.target()
     client, connection = await world.session(gateway, target)
-
-    async def pour(sender) -> None:
-        block = os.urandom(1 << 20)
-        while True:
-            await sender.send(block, 30)
-
-    async def drop(receiver) -> None:
-        while await receiver.pipe.recv(1 << 20):
-            pass
-
     await client.send(b"\x82\xff" + (1 << 40).to_bytes(8, "big") + b"\0\0\0\0")
-    load = [asyncio.create_task(pour(client)), asyncio.create_task(drop(connection))]
+    load = [asyncio.create_task(client.pour(os.urandom(1 << 20))), asyncio.create_task(connection.drop())]
     for _ in range(5):
         began = time.monotonic()
         before = (await samples(gateway))['ringway_bytes_total{direction="client_to_target"}']

@@ -6,13 +6,14 @@ import os
 import signal
 import time
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import pytest
 
 from harness import frames
-from harness.fake_gateway import TOKEN, FakeGateway, Link, encode, request_for
+from harness.fake_gateway import FakeGateway, Link, encode, request_for
 from harness.http import fetch, samples, sessions, until
-from harness.process import Agent
+from harness.process import TOKEN, Agent
 from harness.target import Target, TargetConnection
 from harness.tls import Authority
 from harness.world import World
@@ -24,8 +25,8 @@ def gateway_of(world: World, **options) -> FakeGateway:
     return gateway
 
 
-async def agent_of(world: World, *gateways: FakeGateway, folder: Path | None = None, token: str = TOKEN, urls: list[str] | None = None, **options) -> Agent:
-    agent = await Agent.run(folder or world.folder(), urls or [gateway.url for gateway in gateways], token, **options)
+async def agent_of(world: World, *gateways: FakeGateway, folder: Path | None = None, urls: list[str] | None = None, **options) -> Agent:
+    agent = await Agent.run(folder or world.folder(), urls or [gateway.url for gateway in gateways], **options)
     world.stack.push_async_callback(agent.kill)
     return agent
 
@@ -69,7 +70,7 @@ async def keeping(link: Link):
 
 # --- links --------------------------------------------------------------------------------------------------------
 async def test_it_says_who_it_is(world):
-    agent, gateway, control = await linked(world, max_sessions=77)
+    agent, gateway, control = await linked(world, top={"max_sessions": 77})
     assert control.path == "/agent/control"
     fields = control.fields
     process = fields["ringway-process"]
@@ -137,7 +138,7 @@ async def test_a_control_link_that_says_nonsense_is_ended_and_made_anew(world, j
 async def test_over_tls(world):
     authority = Authority(world.folder())
     gateway = gateway_of(world, tls=authority.server("127.0.0.1"))
-    agent = await agent_of(world, gateway, ca_file=str(authority.file))
+    agent = await agent_of(world, gateway, top={"ca_file": str(authority.file)})
     await gateway.control()
     target = world.target()
     channel, connection = await connected(gateway, target)
@@ -170,7 +171,7 @@ async def test_two_gateways_are_two_links(world):
 async def test_refusals_are_logged_with_what_is_needed(world, status, fields, body, log):
     gateway = gateway_of(world)
     gateway.answer_control = False
-    agent = await agent_of(world, gateway, ready=False)
+    agent = await agent_of(world, gateway, linked=False)
     await (await gateway.control()).answer(status, fields, body)
     await agent.line(log)
     assert TOKEN not in agent.err
@@ -209,7 +210,7 @@ async def test_sighup_reads_the_token_again(world):
     gateway = gateway_of(world)
     gateway.answer_control = False
     folder = world.folder()
-    agent = await agent_of(world, gateway, folder=folder, token="old-token-old-token", ready=False)
+    agent = await agent_of(world, gateway, folder=folder, token="old-token-old-token", linked=False)
     old = await gateway.control()
     assert old.fields["authorization"] == "Bearer old-token-old-token"
     await old.answer(401)
@@ -342,7 +343,7 @@ async def test_a_request_that_cannot_be_read_ends_its_channel_alone(world):
 
 
 async def test_a_full_agent_refuses(world):
-    _, gateway, _ = await linked(world, max_sessions=1)
+    _, gateway, _ = await linked(world, top={"max_sessions": 1})
     target = world.target()
     first, connection = await connected(gateway, target)
     channel = await gateway.channel()
@@ -477,7 +478,7 @@ async def test_a_second_signal_ends_it_at_once(world):
 async def test_it_is_ready_when_linked(world):
     gateway = gateway_of(world)
     gateway.answer_control = False
-    agent = await agent_of(world, gateway, ready=False, admin=True)
+    agent = await agent_of(world, gateway, linked=False, admin=True)
     link = await gateway.control()
     assert (await fetch(agent.admin_port, "/readyz")).status == 503
     assert (await fetch(agent.admin_port, "/healthz")).status == 200

@@ -552,6 +552,33 @@ async def test_idle_clock_stands_still_for_a_slow_client(world):
     await client.expect_close(1000, "Idle timeout")
 
 
+async def test_a_client_that_is_gone_when_its_target_answers(world):
+    """client's TCP ends without a Close: target 1001 `Client disconnected`, also where "connected" cannot be sent any more"""
+    gateway, target = await world.gateway(), world.target()
+    ahead = b"".join(masked(BINARY, os.urandom(1000)) for _ in range(120))
+    for _ in range(10):
+        client, connection = await world.dialling(gateway, target)
+        await client.send(ahead)
+        # More than 64 KiB wait, so that the gateway looks for a reset four times a second only. Where it looks in just
+        # that moment, the dial is given up, and nothing is shown.
+        await asyncio.sleep(0.3)
+        client.pipe.reset()
+        await connection.send(connection.switching())
+        got = await connection.read_to_end()
+        if got:
+            break
+    assert ahead.startswith(got[:60_000]), "what came before goes first"
+    assert connection_close(got) == (1001, "Client disconnected")
+
+
+def connection_close(got: bytes) -> tuple[int, str]:
+    """What the last frame, a masked Close, says."""
+    mask, payload = got[-25:-21], got[-21:]
+    assert got[-27:-25] == bytes([0x88, 0x80 | 21]), got[-40:]
+    payload = bytes(byte ^ mask[at % 4] for at, byte in enumerate(payload))
+    return int.from_bytes(payload[:2]), payload[2:].decode()
+
+
 # --- slow peers ----------------------------------------------------------------------------------------------------------
 @pytest.mark.slow
 @pytest.mark.limit(150)

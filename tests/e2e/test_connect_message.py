@@ -8,7 +8,7 @@ import os
 
 import pytest
 
-from harness.client import KEY, Client, connect_frame, upgrade_request
+from harness.client import KEY, Client, connect_frame
 from harness import frames
 from harness.frames import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT, close_payload, frame, masked
 from harness.process import key_entry
@@ -213,9 +213,7 @@ async def test_key_that_expired(world):
     """key missing or unknown, revoked, expired: `Invalid or missing API key`"""
     gateway = await world.gateway(keys=[key_entry(KEY, expires="2020-01-01T00:00:00Z"), key_entry("later", expires="2999-01-01T00:00:00Z")])
     target = world.target()
-    client = await world.client(gateway)
-    await client.connect(with_target(target))
-    await client.expect_error("invalid_key", 1008, "Invalid or missing API key")
+    await world.refused(gateway, with_target(target), "invalid_key", 1008, "Invalid or missing API key")
     await dialled(world, gateway, target, {**with_target(target), "apiKey": "later"})
 
 
@@ -468,9 +466,7 @@ async def test_agent_matches(world, fields):
 async def test_no_agent_matches(world, fields):
     """a code that no agent has matches none; no agent matches or is up: `No agent available`, 1011"""
     gateway = await world.gateway()
-    client = await world.client(gateway)
-    await client.connect({"apiKey": KEY, "url": "ws://127.0.0.1:1/", **fields})
-    await client.expect_error("no_agent", 1011, "No agent available")
+    await world.refused(gateway, {"apiKey": KEY, "url": "ws://127.0.0.1:1/", **fields}, "no_agent", 1011, "No agent available")
 
 
 @pytest.mark.parametrize("field", ["geo", "agent"])

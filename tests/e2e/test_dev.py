@@ -2,11 +2,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import re
 import shlex
 import signal
 import socket
+import threading
 
 import pytest
 from websockets.asyncio.server import serve
@@ -15,6 +17,7 @@ from harness.client import Client
 from harness.frames import BINARY, PING, PONG, TEXT, masked
 from harness.process import Process
 from harness.programs import Program
+from harness.seccomp import REFUSING
 from harness.tls import Authority
 
 
@@ -35,11 +38,6 @@ def printed(process: Process, pattern: str) -> str:
     return found[0].strip().removeprefix("$ ")
 
 
-async def run(world, program: Program) -> Program:
-    world.stack.push_async_callback(program.kill)
-    return program
-
-
 def message_of(process: Process) -> str:
     return printed(process, r'\{\s*"apiKey".*\}$')
 
@@ -49,18 +47,14 @@ async def test_wscat_line_and_json_to_paste(world):
     process = await dev(world)
     words = shlex.split(printed(process, r"(?<=\S)?\s*(npx )?wscat .*$"))
     words = words[words.index("wscat") + 1 :]
-    wscat = await run(world, await Program.wscat(*words))
-    await wscat.says("Connected")
-    await wscat.type(message_of(process))
-    await wscat.says('"type":"connected"')
-    await wscat.type("hello world")
-    await wscat.says("< hello world")
+    wscat = await world.program(await Program.wscat(*words))
+    await wscat.converse(message_of(process), "hello world")
 
 
 async def test_curl_line(world):
     """… curl …"""
     process = await dev(world)
-    curl = await run(world, await Program.start("sh", "-c", printed(process, r"\bcurl .*$") + " --silent"))
+    curl = await world.program(await Program.start("sh", "-c", printed(process, r"\bcurl .*$") + " --silent"))
     assert await curl.ends() == 0, curl.text
     answer = json.loads(curl.text)
     assert answer["type"] == "connected" and answer["status"] == 101, answer
@@ -73,7 +67,7 @@ async def test_python_snippet(world):
     text = re.search(r"^([ \t]*)import asyncio.*?asyncio\.run\(.*?\)$", process.out, re.M | re.S)
     assert text, process.out
     indent = text[1]
-    python = await run(world, await Program.python("\n".join(line.removeprefix(indent) for line in text[0].splitlines())))
+    python = await world.program(await Program.python("\n".join(line.removeprefix(indent) for line in text[0].splitlines())))
     assert await python.ends() == 0, python.text
     assert python.text.strip(), "it prints what came back"
 
@@ -177,6 +171,48 @@ async def test_echo(world):
     await client.expect_fin()
     process.signal(signal.SIGTERM)
     assert await process.exit_code(8) == 0
+
+
+@pytest.mark.parametrize("opcode", [TEXT, PING])
+async def test_echo_of_one_who_never_pauses(world, opcode):
+    """one connection that is never out of frames keeps no other waiting, on epoll either"""
+    process = await world.process("echo", "--listen", "127.0.0.1:0", launcher=[*REFUSING, "EPERM"])
+    port = int((await process.line(r"^listening on \S+:(\d+) \(echo\)$"))[1])
+    busy = await Client.tcp(port)
+    await busy.upgrade("/")
+    # Not by this thread, whose pauses would be the pauses of the flood.
+    busy.pipe.sock.setblocking(True)
+    block = masked(opcode, b"x") * 20_000
+    echoed = 0
+
+    def flood() -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                busy.pipe.sock.sendall(block)
+
+    def drain() -> None:
+        nonlocal echoed
+        with contextlib.suppress(OSError):
+            while got := busy.pipe.sock.recv(1 << 20):
+                echoed += len(got)
+
+    threads = [threading.Thread(target=run, daemon=True) for run in (flood, drain)]
+    world.stack.callback(lambda: [thread.join() for thread in threads])
+    world.stack.callback(busy.pipe.sock.close)
+    world.stack.callback(lambda: busy.pipe.sock.shutdown(socket.SHUT_RDWR))
+    for thread in threads:
+        thread.start()
+    while echoed < 100_000:
+        await asyncio.sleep(0.01)
+    for _ in range(5):
+        client = await Client.tcp(port)
+        world.stack.callback(client.close)
+        await client.upgrade("/")
+        await client.send_text("and me")
+        await client.expect_frame(TEXT, b"and me")
+    before = echoed
+    while echoed == before:
+        await asyncio.sleep(0.01)
 
 
 async def test_echo_with_python_websockets(world):

@@ -5,10 +5,12 @@ import os
 import re
 import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 
-from harness.process import binary
+from harness.process import ROOT, binary
+from harness.tls import Authority
 
 COMMANDS = {
     # In the order of the help; what the contract gives each of them.
@@ -36,6 +38,8 @@ def test_help_lists_every_command_in_order():
     text = ringway("--help")
     listed = re.findall(r"^  ([a-z-]+) {2,}\S", text[text.index("Commands:") : text.index("Options:")], re.M)
     assert [name for name in listed if name in COMMANDS] == list(COMMANDS), listed
+    signals = text[text.index("Signals") : text.index("Exit codes")].splitlines()[1:]
+    assert all(re.match(r"  SIG|  {20}|$", line) for line in signals), f"a line is broken on a narrow terminal: {signals}"
     for word in ("Exit codes: 0", "RINGWAY_LOG", "RINGWAY_LOG_FORMAT", "RINGWAY_KEY", "ringway dev"):
         assert word in text, word
 
@@ -69,6 +73,36 @@ def test_examples_are_commands_that_parse():
         # Without a key it is refused, once the rest has been understood.
         done = subprocess.run(["sh", "-c", line.replace("ringway", f"'{binary()}'", 1)], env={"PATH": "/usr/bin:/bin"}, capture_output=True, text=True, timeout=30, stdin=subprocess.DEVNULL)
         assert done.returncode == 2 and "no API key" in done.stderr, (line, done)
+
+
+# --- what the documents show -------------------------------------------------------------------------------------------------
+README, CONFIGURATION = ROOT / "README.md", ROOT / "docs" / "configuration.md"
+
+
+def blocks(document: Path, language: str) -> list[str]:
+    found = re.findall(r"^```(\w*)\n(.*?)^```", document.read_text(), re.M | re.S)
+    return [text for of, text in found if of == language]
+
+
+def test_configuration_that_is_shown_is_right(tmp_path):
+    """gateway.toml and keys.toml as README and docs have them pass `ringway check`: each block, and README's together"""
+    identity = Authority(tmp_path).identity("localhost").read_bytes()
+    for name, content in (("cert.pem", identity), ("key.pem", identity), ("keys.toml", b"")):
+        (tmp_path / name).write_bytes(content)
+    shown = [*blocks(README, "toml"), "\n".join(blocks(README, "toml")), *blocks(CONFIGURATION, "toml")]
+    assert len(shown) >= 6
+    for text in shown:
+        file = tmp_path / ("keys.toml" if "[[key]]" in text else "gateway.toml")
+        file.write_text(text)
+        assert f"{file}: ok" in ringway("check", "-c", str(file)), text
+
+
+def test_commands_that_are_shown_are_known():
+    """README's lines can be pasted: no command or option in them is unknown"""
+    lines = re.findall(r"(?:^|\| )(ringway [^\n|>]+)", "".join(blocks(README, "")), re.M)
+    assert len(lines) >= 6, lines
+    for line in lines:
+        assert "Usage" in ringway(*line.split()[1:], "--help"), line
 
 
 def test_usage_errors():

@@ -478,12 +478,7 @@ async def test_max_sessions_between_upgrade_and_connect_message(world):
     await target.expect_no_dial(0.2)
     sessions[0][0].reset()
     sessions[0][1].reset()
-    for _ in range(100):
-        wire = await world.tcp(gateway)
-        await wire.send(upgrade_request())
-        if (await wire.read_until(b"\r\n\r\n")).startswith(b"HTTP/1.1 101 "):
-            break
-        await asyncio.sleep(0.05)
+    await world.until_upgraded(gateway)
     client = early[5]
     await client.connect({"apiKey": KEY, "url": target.url()})
     await (await target.accept()).open()

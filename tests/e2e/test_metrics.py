@@ -13,7 +13,7 @@ import pytest
 
 from harness import frames
 from harness.client import KEY
-from harness.frames import BINARY, CLOSE, PING, TEXT, masked
+from harness.frames import BINARY, PING, TEXT, masked
 from harness.http import fetch, parse_samples, samples, until
 from harness.process import DRIVER, key_entry
 from harness.wire import PATIENCE_S
@@ -82,12 +82,7 @@ async def test_live_sessions_are_counted_while_they_run(world):
     assert found['ringway_sessions_total{outcome="connected"}'] == 1
     assert sum(found[f'ringway_accepts_total{{worker="{worker}"}}'] for worker in (0, 1)) == 1
     assert found["ringway_pending"] == 0
-    await client.send_close(1000)
-    await connection.expect_close(1000)
-    await connection.send_close(1000)
-    await client.expect_close(1000)
-    connection.close()
-    client.close()
+    await client.part(connection)
     found = await counts(gateway, "ringway_sessions_active", 0)
     assert found['ringway_closes_total{code="1000",side="client"}'] == 1
     assert found['ringway_closes_total{code="1000",side="target"}'] == 1
@@ -108,12 +103,30 @@ async def test_closes_by_side_and_code(world):
     third, left = await world.session(gateway, target)
     third.close()
     await left.expect_close(1001, "Client disconnected")
-    wrong = await world.client(gateway)
-    await wrong.connect({"apiKey": "wrong", "url": target.url()})
-    await wrong.expect_error("invalid_key", 1008)
+    await world.refused(gateway, {"apiKey": "wrong", "url": target.url()}, "invalid_key", 1008)
     found = await samples(gateway)
     for side, code, count in (("target", "other", 1), ("client", "other", 1), ("client", "1011", 1), ("target", "1001", 1), ("client", "1008", 1), ("client", "1000", 0)):
         assert found[f'ringway_closes_total{{code="{code}",side="{side}"}}'] == count, (side, code)
+
+
+async def test_a_close_that_nobody_gets_is_not_counted(world):
+    """`closes_total{side,code}`: Closes that were sent"""
+    gateway, target = await world.gateway(admin=True), world.target()
+    for attempt in range(1, 11):
+        client, connection = await world.dialling(gateway, target)
+        # More than 64 KiB wait, so that the gateway looks for a reset four times a second only. Where it looks in just
+        # that moment, the dial is given up, and nothing is shown.
+        await client.send(b"".join(masked(BINARY, bytes(1000)) for _ in range(120)))
+        await asyncio.sleep(0.3)
+        client.pipe.reset()
+        await connection.send(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n")
+        ended = lambda found: sum(value for name, value in found.items() if name.startswith("ringway_sessions_total")) == attempt
+        found = await until(lambda: samples(gateway), ended, f"{attempt} ends")
+        if found['ringway_sessions_total{outcome="target_rejected"}']:
+            break
+    found = await counts(gateway, "ringway_sessions_active", 0)
+    assert found['ringway_sessions_total{outcome="target_rejected"}'] == 1
+    assert found['ringway_closes_total{code="1011",side="client"}'] == 0
 
 
 async def test_outcomes(world):
@@ -130,9 +143,7 @@ async def test_outcomes(world):
         ({"apiKey": KEY, "url": target.url()}, "rate_limited", 1008),
         ({"apiKey": KEY, "url": target.url()}, "rate_limited", 1008),
     ):
-        client = await world.client(gateway)
-        await client.connect(message)
-        await client.expect_error(code, close)
+        await world.refused(gateway, message, code, close)
     found = await samples(gateway)
     for outcome, count in (("invalid_key", 1), ("invalid_connect_message", 2), ("target_unreachable", 1), ("target_not_allowed", 1), ("rate_limited", 2), ("connected", 0), ("internal", 0)):
         assert found[f'ringway_sessions_total{{outcome="{outcome}"}}'] == count, outcome

@@ -33,11 +33,6 @@ def echo(world):
     return start
 
 
-async def run(world, program: Program) -> Program:
-    world.stack.push_async_callback(program.kill)
-    return program
-
-
 def message(url: str, **fields) -> str:
     return json.dumps({"apiKey": KEY, "url": url, **fields})
 
@@ -57,7 +52,7 @@ async def test_relay_between_client_and_target(world, echo):
 async def test_docs_with_curl(world):
     """The /ws/docs endpoint returns the protocol schema: curl …/ws/docs"""
     gateway = await world.gateway()
-    curl = await run(world, await Program.start("curl", "-sS", f"http://127.0.0.1:{gateway.port}/ws/docs"))
+    curl = await world.program(await Program.start("curl", "-sS", f"http://127.0.0.1:{gateway.port}/ws/docs"))
     assert await curl.ends() == 0, curl.text
     assert json.loads(curl.text) == {
         "type": "connected", "status": 101, "node_id": "scraping-de1",
@@ -68,7 +63,7 @@ async def test_docs_with_curl(world):
 async def test_wscat(world, echo):
     """For interactive WebSocket testing, use wscat … Then paste. After "connected" response, type messages to relay. The echo server will send back your message"""
     gateway, url = await world.gateway(), await echo()
-    wscat = await run(world, await Program.wscat("-c", f"ws://127.0.0.1:{gateway.port}/ws"))
+    wscat = await world.program(await Program.wscat("-c", f"ws://127.0.0.1:{gateway.port}/ws"))
     await wscat.says("Connected")
     await wscat.type('{"apiKey":"%s","url":"%s"}' % (KEY, url))
     await wscat.says('{"type":"connected","status":101,"node_id":"scraping-de1"}')
@@ -81,7 +76,7 @@ async def test_wscat(world, echo):
 async def test_wscat_is_told_of_an_error(world):
     """Invalid API key: Gateway sends error JSON, closes with 1008"""
     gateway = await world.gateway()
-    wscat = await run(world, await Program.wscat("-c", f"ws://127.0.0.1:{gateway.port}/ws"))
+    wscat = await world.program(await Program.wscat("-c", f"ws://127.0.0.1:{gateway.port}/ws"))
     await wscat.says("Connected")
     await wscat.type('{"apiKey":"WRONG","url":"ws://127.0.0.1:1"}')
     await wscat.says("Invalid or missing API key")
@@ -116,7 +111,7 @@ asyncio.run(test())
 async def test_python_snippet(world, echo):
     """Testing with Python"""
     gateway, url = await world.gateway(), await echo()
-    python = await run(world, await Program.python(SNIPPET.format(port=gateway.port, key=KEY, url=url)))
+    python = await world.program(await Program.python(SNIPPET.format(port=gateway.port, key=KEY, url=url)))
     assert await python.ends() == 0, python.text
     assert "Status: {'type': 'connected', 'status': 101, 'node_id': 'scraping-de1'}" in python.text
     assert "Echo: test message" in python.text
@@ -125,7 +120,7 @@ async def test_python_snippet(world, echo):
 async def test_npm_ws(world, echo):
     """Relayed frames: all subsequent frames are raw relay; text frames stay text, binary frames stay binary (npm `ws`)"""
     gateway, url = await world.gateway(), await echo()
-    ws = await run(world, await Program.ws(f"ws://127.0.0.1:{gateway.port}/ws", message(url)))
+    ws = await world.program(await Program.ws(f"ws://127.0.0.1:{gateway.port}/ws", message(url)))
     assert await ws.ends(30) == 0, ws.text
     events = [json.loads(line) for line in ws.text.splitlines()]
     assert events == [
@@ -250,9 +245,7 @@ async def test_1000_normal_closure(world, echo):
 async def test_invalid_key(world):
     """Invalid API key: Gateway sends error JSON, closes with 1008. {"type": "error", "message": "Invalid or missing API key"}"""
     gateway = await world.gateway()
-    client = await world.client(gateway)
-    await client.connect({"apiKey": "WRONG", "url": "ws://127.0.0.1:1/"})
-    await client.expect_error("invalid_key", 1008, "Invalid or missing API key")
+    await world.refused(gateway, {"apiKey": "WRONG", "url": "ws://127.0.0.1:1/"}, "invalid_key", 1008, "Invalid or missing API key")
 
 
 async def test_rate_limit_exceeded(world, echo):
@@ -278,9 +271,7 @@ async def test_target_connection_refused(world):
     """Target connection refused: Gateway sends error JSON, closes with 1011. 1011: Internal error — agent failure or target unreachable"""
     gateway, target = await world.gateway(), world.target()
     target.close()
-    client = await world.client(gateway)
-    await client.connect({"apiKey": KEY, "url": target.url()})
-    await client.expect_error("target_unreachable", 1011, contains="Target connection failed: ")
+    await world.refused(gateway, {"apiKey": KEY, "url": target.url()}, "target_unreachable", 1011, contains="Target connection failed: ")
 
 
 async def test_target_closes(world, echo):

@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 
 from harness.client import KEY, open_tcp
+from harness.files import Fifo
 from harness.frames import BINARY, TEXT, masked
-from harness.process import key_entry, toml
+from harness.http import fetch, until
+from harness.process import gateway_config, key_entry, toml
 from harness.secure import SecurePipe
 from harness.tls import Authority
 
@@ -36,7 +38,7 @@ class Reloading:
         before = len(self.gateway.lines)
         self.reloads += 1
         self.gateway.signal(signal.SIGHUP)
-        await self.gateway.wait_until(lambda: sum("reload done" in line for line in self.gateway.lines) >= self.reloads, "the end of the reload")
+        await self.gateway.wait_until(lambda: sum("reload done" in line or "reload failed" in line for line in self.gateway.lines) >= self.reloads, "the end of the reload")
         return self.gateway.lines[before:]
 
 
@@ -49,9 +51,7 @@ async def opens(world, gateway, target, key: str = KEY):
 
 
 async def is_refused(world, gateway, target, code: str, key: str = KEY) -> dict:
-    client = await world.client(gateway)
-    await client.connect({"apiKey": key, "url": target.url()})
-    return await client.expect_error(code, 1008)
+    return await world.refused(gateway, {"apiKey": key, "url": target.url()}, code, 1008)
 
 
 async def passes(client, connection) -> None:
@@ -261,3 +261,89 @@ async def test_reload_of_dev_and_echo_is_not_there(world):
     await process.ready()
     process.signal(signal.SIGHUP)
     assert await process.exit_code(5) == -signal.SIGHUP
+
+
+# --- files that keep it waiting ----------------------------------------------------------------------------------------------
+async def test_a_file_that_keeps_it_waiting_holds_up_nothing(world):
+    """Sessions never notice; a SIGHUP meanwhile is for one more reload, however many there were"""
+    it, target = await Reloading.run(world), world.target()
+    session = await opens(world, it.gateway, target)
+    file = Fifo(world, it.folder / "keys.toml")
+    it.gateway.signal(signal.SIGHUP)
+    await file.is_read()
+    await passes(*session)
+    await passes(*await opens(world, it.gateway, target))
+    for _ in range(3):
+        it.gateway.signal(signal.SIGHUP)
+    await it.gateway.line("another one follows")
+    file.replace(toml({"key": [key_entry("last")]}))
+    file.write(toml({"key": [key_entry("first")]}))
+    await it.gateway.wait_until(lambda: sum("reload done" in line for line in it.gateway.lines) == 2, "two reloads")
+    await is_refused(world, it.gateway, target, "invalid_key", "first")
+    await passes(*await opens(world, it.gateway, target, "last"))
+    await passes(*session)
+
+
+@pytest.mark.parametrize("signals", [1, 2])
+async def test_a_file_that_keeps_it_waiting_does_not_keep_it_from_ending(world, signals):
+    """SIGTERM drains, and exits 0; a second one exits 1 at once"""
+    it, target = await Reloading.run(world, limits={"drain": "60s"}), world.target()
+    client, connection = await opens(world, it.gateway, target)
+    file = Fifo(world, it.folder / "keys.toml")
+    it.gateway.signal(signal.SIGHUP)
+    await file.is_read()
+    it.gateway.signal(signal.SIGTERM)
+    await client.expect_close(1012)
+    if signals == 2:
+        it.gateway.signal(signal.SIGTERM)
+        assert await it.gateway.exit_code() == 1
+        return
+    await client.send_close(1012)
+    await connection.expect_close(1001)
+    connection.close()
+    assert await it.gateway.exit_code() == 0
+
+
+async def test_a_start_that_waits_for_a_file_can_be_given_up(world):
+    """SIGHUP does not end it, SIGTERM does"""
+    folder = world.folder()
+    file = Fifo(world, folder / "keys.toml")
+    (folder / "gateway.toml").write_text(toml(gateway_config()))
+    gateway = await world.process("gateway", "-c", str(folder / "gateway.toml"))
+    await file.is_read()
+    gateway.signal(signal.SIGHUP)
+    gateway.signal(signal.SIGTERM)
+    assert await gateway.exit_code(5) == -signal.SIGTERM
+
+
+async def test_a_failed_reload_is_not_done(world):
+    """A broken file keeps the old ones and says so: as an error that names what stays in use, and as no other end"""
+    it = await Reloading.run(world)
+    said = await it.keys(text="broken")
+    assert any("ERROR" in line and "reload failed" in line and "in use as before: API keys" in line for line in said), said
+    assert not any("reload done" in line for line in said), said
+
+
+# --- keys that come back -----------------------------------------------------------------------------------------------------
+async def usage(gateway) -> dict:
+    return (await fetch(gateway.port, "/usage", headers={"X-API-Key": KEY})).json()
+
+
+@pytest.mark.parametrize("lives", [True, False])
+async def test_a_key_that_comes_back(world, lives):
+    """With a session alive it goes on with its bucket's level and its usage; with none it begins anew"""
+    entry = key_entry(rate=1e-6, burst=2)
+    it, target = await Reloading.run(world, keys=[entry]), world.target()
+    sessions = [await opens(world, it.gateway, target) for _ in range(2)]
+    for client, connection in sessions[lives:]:
+        await client.part(connection)
+    await until(lambda: usage(it.gateway), lambda got: got["sessions_active"] == lives, "end of the session")
+    await it.keys()
+    await it.keys(entry)
+    got = await usage(it.gateway)
+    assert (got["sessions_active"], got["sessions_total"], int(got["tokens"])) == ((1, 2, 0) if lives else (0, 0, 2)), got
+    if lives:
+        await is_refused(world, it.gateway, target, "rate_limited")
+        await passes(*sessions[0])
+    else:
+        await passes(*await opens(world, it.gateway, target))

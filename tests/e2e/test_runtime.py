@@ -6,18 +6,16 @@ import hashlib
 import os
 import re
 import signal
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
-from harness import seccomp
 from harness.client import KEY, Client, open_tcp
 from harness.frames import BINARY, TEXT, masked
 from harness.process import DRIVER, Gateway, gateway_config, key_entry, toml
-
-REFUSING = [sys.executable, str(Path(seccomp.__file__).resolve())]
+from harness.seccomp import REFUSING
+from harness.wire import PATIENCE_S
 
 
 async def relays(world, gateway) -> None:
@@ -104,6 +102,17 @@ async def test_nofile_is_raised_to_the_hard_limit(world):
 
 
 @pytest.mark.limit(90)
+async def recovers(world, gateway, wires) -> None:
+    """When those have left, it has their files back, and relays."""
+    for wire in wires:
+        wire.close()
+    end = time.monotonic() + PATIENCE_S
+    while gateway.fds() >= 70:
+        assert time.monotonic() < end, "their files stay open"
+        await asyncio.sleep(0.1)
+    await relays(world, gateway)
+
+
 async def test_emfile_on_accept(world):
     """EMFILE on accept is handled without spinning, and the gateway recovers"""
     gateway = await world.gateway(nofile=90, limits={"header_timeout": "60s", "connect_timeout": "60s"})
@@ -114,13 +123,7 @@ async def test_emfile_on_accept(world):
     await asyncio.sleep(2)
     assert gateway.cpu_s() - before < 0.5, "it spins"
     assert len(gateway.lines) < 200, "it floods its log"
-    for wire in wires:
-        wire.close()
-    for _ in range(100):
-        if gateway.fds() < 70:
-            break
-        await asyncio.sleep(0.1)
-    await relays(world, gateway)
+    await recovers(world, gateway, wires)
 
 
 async def test_emfile_on_the_dial_is_an_error_of_this_session_alone(world):
@@ -133,13 +136,7 @@ async def test_emfile_on_the_dial_is_an_error_of_this_session_alone(world):
     got = await client.read_json()
     assert got["type"] == "error" and got["code"] in ("target_unreachable", "agent_failure"), got
     await client.expect_close(1011)
-    for wire in wires:
-        wire.close()
-    for _ in range(100):
-        if gateway.fds() < 70:
-            break
-        await asyncio.sleep(0.1)
-    await relays(world, gateway)
+    await recovers(world, gateway, wires)
 
 
 # --- signals -------------------------------------------------------------------------------------------------------------------
@@ -365,16 +362,7 @@ async def test_a_busy_worker_keeps_its_times(world):
     gateway, target = await world.gateway(workers=1, limits={"connect_timeout": "1s"}), world.target()
     client, connection = await world.session(gateway, target)
     block = masked(BINARY, os.urandom(60_000)) * 10 + masked(TEXT, b"small") * 1000
-
-    async def pour(sender) -> None:
-        while True:
-            await sender.send(block, 30)
-
-    async def drop(receiver) -> None:
-        while await receiver.pipe.recv(1 << 20):
-            pass
-
-    load = [asyncio.create_task(job) for job in (pour(client), pour(connection), drop(client), drop(connection))]
+    load = [asyncio.create_task(job) for job in (client.pour(block), connection.pour(block), client.drop(), connection.drop())]
     await asyncio.sleep(0.5)
     began = time.monotonic()
     for _ in range(3):
@@ -437,12 +425,7 @@ async def test_a_client_that_never_pauses_keeps_nobody_waiting(world):
     gateway = await world.gateway(workers=1, limits={"connect_timeout": "1s"})
     client = await world.client(gateway)
     block = masked(0xA, b"") * 100_000
-
-    async def flood() -> None:
-        while True:
-            await client.send(block, 30)
-
-    flooding = asyncio.create_task(flood())
+    flooding = asyncio.create_task(client.pour(block))
     began = time.monotonic()
     await answers_while(world, gateway, 3)
     await client.expect_close(1008, "Connect timeout")
@@ -456,12 +439,7 @@ async def test_a_target_that_never_stops_to_announce_keeps_nobody_waiting(world)
     gateway, target = await world.gateway(workers=1), world.target()
     client, connection = await world.dialling(gateway, target)
     block = b"HTTP/1.1 100 Continue\r\n\r\n" * 10_000
-
-    async def flood() -> None:
-        while True:
-            await connection.send(block, 30)
-
-    flooding = asyncio.create_task(flood())
+    flooding = asyncio.create_task(connection.pour(block))
     await client.expect_error("target_unreachable", 1011, contains="interim", patience=5)
     with pytest.raises(OSError):
         await asyncio.wait_for(flooding, 20)

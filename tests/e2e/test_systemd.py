@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from harness.frames import BINARY, masked
+from harness.files import Fifo
 from harness.process import ROOT, binary, gateway_config, key_entry, toml
 
 UNIT = ROOT / "packaging" / "systemd" / "ringway-gateway.service"
@@ -96,6 +97,50 @@ async def test_reload_is_told(world):
             assert "reload failed" in ready["STATUS"] and status in ready["STATUS"], ready
         else:
             assert "failed" not in ready["STATUS"], ready
+
+
+async def test_a_reload_that_waits_is_told(world):
+    """Reloading until it is over; the one that was asked for meanwhile is told by itself, and later"""
+    manager, folder = Manager(world), world.folder()
+    gateway = await world.gateway(folder=folder, env=manager.env(WATCHDOG_USEC="2000000"))
+    await manager.until("READY")
+    file = Fifo(world, folder / "keys.toml")
+    gateway.signal(signal.SIGHUP)
+    first = await manager.until("RELOADING")
+    await file.is_read()
+    asked = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
+    gateway.signal(signal.SIGHUP)
+    await gateway.line("another one follows")
+    await manager.until("WATCHDOG")
+    file.replace(toml({"key": [key_entry()]}))
+    file.write(toml({"key": [key_entry()]}))
+    assert (await manager.until("READY"))["READY"] == "1"
+    again = await manager.until("RELOADING")
+    assert int(first["MONOTONIC_USEC"]) < asked <= int(again["MONOTONIC_USEC"])
+    assert (await manager.until("READY"))["READY"] == "1"
+
+
+async def test_a_drain_during_a_reload_is_told(world):
+    """STOPPING=1, and no READY=1 behind it when the reload is over"""
+    manager, folder = Manager(world), world.folder()
+    gateway, target = await world.gateway(folder=folder, env=manager.env(), limits={"drain": "300s"}), world.target()
+    client, connection = await world.session(gateway, target)
+    made = masked(BINARY, bytes(1000))
+    await connection.send(made[:500])
+    await client.read_exactly(500)
+    file = Fifo(world, folder / "keys.toml")
+    gateway.signal(signal.SIGHUP)
+    await manager.until("RELOADING")
+    await file.is_read()
+    gateway.signal(signal.SIGTERM)
+    await manager.until("STOPPING")
+    file.write(toml({"key": [key_entry()]}))
+    await gateway.line("reload done")
+    await manager.until("STATUS")
+    gateway.signal(signal.SIGTERM)
+    assert await gateway.exit_code() == 1
+    with pytest.raises(TimeoutError):
+        await manager.until("READY", 0.2)
 
 
 async def test_drain_is_told(world):
@@ -204,6 +249,30 @@ async def test_exit_code_2_for_what_the_user_wrote(world, tmp_path):
         gateway = await world.process("gateway", "-c", str(tmp_path / "gateway.toml"), "--ready-fd", fd, ready=False)
         assert await gateway.exit_code() == 2
         assert "--ready-fd" in gateway.err, gateway.err
+
+
+async def test_ready_fd_without_a_reader(world):
+    """said in the log, and the gateway serves"""
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        folder = world.folder()
+        (folder / "keys.toml").write_text(toml({"key": [key_entry()]}))
+        (folder / "gateway.toml").write_text(toml(gateway_config()))
+        gateway = await world.process("gateway", "-c", str(folder / "gateway.toml"), "--ready-fd", str(writer), ready=False, pass_fds=[writer])
+    finally:
+        os.close(writer)
+    await gateway.line("WARN .*--ready-fd.*nobody was told")
+    gateway.port = int((await gateway.line(r"^listening on \S+:(\d+) \(public\)$"))[1])
+    await world.session(gateway, world.target())
+
+
+async def test_ready_fd_that_cannot_be_written_to(world):
+    """2 usage, before anything is started"""
+    with open("/dev/null", "rb") as file:
+        process = await world.process("echo", "--listen", "127.0.0.1:0", "--ready-fd", str(file.fileno()), ready=False, pass_fds=[file.fileno()])
+    assert await process.exit_code() == 2
+    assert "--ready-fd" in process.err and "not open for writing" in process.err and "listening" not in process.err, process.err
 
 
 async def test_exit_code_1_for_what_fails(world):

@@ -21,7 +21,7 @@ from websockets.asyncio.server import serve
 
 from harness import frames
 from harness.client import KEY, Client, open_tcp, upgrade_request
-from harness.frames import BINARY, CLOSE, TEXT, close_payload, masked
+from harness.frames import BINARY
 from harness.process import gateway_config, key_entry, toml
 from harness.programs import CLIENTS, Program, node
 from harness.secure import SecurePipe
@@ -49,11 +49,6 @@ def echo(world):
 
 def message(url: str) -> str:
     return json.dumps({"apiKey": KEY, "url": url})
-
-
-async def run(world, program: Program) -> Program:
-    world.stack.push_async_callback(program.kill)
-    return program
 
 
 async def plain(world, gateway) -> Client:
@@ -94,7 +89,7 @@ async def test_python_websockets(world, echo, version):
 async def test_npm_ws(world, echo):
     """npm `ws`"""
     gateway, url = await world.gateway(), await echo()
-    ws = await run(world, await Program.start("env", f"NODE_EXTRA_CA_CERTS={world.authority.file}", node(), str(CLIENTS / "ws_session.mjs"), f"wss://localhost:{gateway.port}/ws", message(url)))
+    ws = await world.program(await Program.start("env", f"NODE_EXTRA_CA_CERTS={world.authority.file}", node(), str(CLIENTS / "ws_session.mjs"), f"wss://localhost:{gateway.port}/ws", message(url)))
     assert await ws.ends(30) == 0, ws.text
     assert [json.loads(line)["event"] for line in ws.text.splitlines()] == ["open", "answer", "echoed", "pong", "close"], ws.text
 
@@ -104,18 +99,14 @@ async def test_wscat(world, echo, how):
     """wscat, with our authority and without checking"""
     gateway, url = await world.gateway(), await echo()
     trust = ["--ca", str(world.authority.file)] if how == "--ca" else ["-n"]
-    wscat = await run(world, await Program.wscat("-c", f"wss://localhost:{gateway.port}/ws", *trust))
-    await wscat.says("Connected")
-    await wscat.type(message(url))
-    await wscat.says('"type":"connected"')
-    await wscat.type("hello over TLS")
-    await wscat.says("< hello over TLS")
+    wscat = await world.program(await Program.wscat("-c", f"wss://localhost:{gateway.port}/ws", *trust))
+    await wscat.converse(message(url), "hello over TLS")
 
 
 async def test_docs_with_curl(world):
     """`/ws/docs`: the address is made from the Host header, `wss://` on a TLS one; a client that offers HTTP/2 gets HTTP/1.1"""
     gateway = await world.gateway()
-    curl = await run(world, await Program.start("curl", "-sS", "--http2", "--cacert", str(world.authority.file), f"https://localhost:{gateway.port}/ws/docs"))
+    curl = await world.program(await Program.start("curl", "-sS", "--http2", "--cacert", str(world.authority.file), f"https://localhost:{gateway.port}/ws/docs"))
     assert await curl.ends() == 0, curl.text
     assert json.loads(curl.text) == {
         "type": "connected", "status": 101, "node_id": "scraping-de1",
@@ -161,7 +152,7 @@ async def test_chromium(world, echo):
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     Thread(target=server.serve_forever, daemon=True).start()
     world.stack.callback(server.shutdown)
-    browser = await run(world, await Program.start(
+    browser = await world.program(await Program.start(
         chromium, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--ignore-certificate-errors", "--no-first-run",
         "--remote-debugging-port=0", f"--user-data-dir={world.folder()}", f"http://127.0.0.1:{server.server_port}/",
     ))
@@ -196,7 +187,7 @@ async def test_openssl_reconnects(world):
     if not shutil.which("openssl"):
         pytest.skip("no openssl here")
     gateway = await world.gateway()
-    openssl = await run(world, await Program.start("openssl", "s_client", "-connect", f"127.0.0.1:{gateway.port}", "-reconnect", "-tls1_2", "-CAfile", str(world.authority.file)))
+    openssl = await world.program(await Program.start("openssl", "s_client", "-connect", f"127.0.0.1:{gateway.port}", "-reconnect", "-tls1_2", "-CAfile", str(world.authority.file)))
     await openssl.type("Q")
     await openssl.ends()
     assert openssl.text.count("Reused, TLSv1.2") == 5, openssl.text

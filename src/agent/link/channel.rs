@@ -154,7 +154,7 @@ async fn wait_for_request(
 async fn serve(worker: Rc<Worker>, ticket: Ticket, load: Load, asked: Asked, draining: Rc<Signal>) {
     let Asked { socket, request, held, since } = asked;
     // A peer that reads slowly is no dead peer.
-    sockets::limit_unacknowledged(socket.as_fd(), None);
+    sockets::set_user_timeout(&*socket, None);
     let timings = Timings::default();
     let session = match admit(&worker, &ticket, &request) {
         Ok(session) => session,

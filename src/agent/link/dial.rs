@@ -5,7 +5,6 @@ use std::{
     cell::Cell,
     io,
     net::{IpAddr, SocketAddr},
-    os::fd::AsFd,
     rc::Rc,
     time::Duration,
 };
@@ -28,9 +27,6 @@ use crate::{
     },
     runtime::{resolver::ResolveError, sockets},
 };
-
-/// How long nothing that was sent may stay without an acknowledgement, as long as no session runs over a link.
-const UNACKNOWLEDGED: Duration = Duration::from_secs(15);
 
 /// What a dial is at.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -167,7 +163,7 @@ async fn open(
     } else {
         Socket::plain(tcp)
     });
-    sockets::limit_unacknowledged(socket.as_fd(), Some(UNACKNOWLEDGED));
+    sockets::set_user_timeout(&*socket, Some(sockets::DEAD_LINK));
     stage.set(Stage::Upgrade);
     let default_port = if gateway.tls { 443 } else { 80 };
     let authority = if gateway.port == default_port { gateway.host.to_string() } else { gateway.name.clone() };

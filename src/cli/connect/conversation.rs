@@ -33,6 +33,8 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long the other side may be silent when it owes a Close, and how long it may take for it in all.
 const CLOSE_SILENCE: Duration = Duration::from_secs(5);
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(30);
+/// RFC 6455 section 5.5, in bytes of payload.
+const MAX_CONTROL: usize = 125;
 const NORMAL: u16 = 1000;
 const PROTOCOL_ERROR: u16 = 1002;
 const NOT_UTF8: u16 = 1007;
@@ -110,8 +112,9 @@ impl<'a> Conversation<'a> {
     pub async fn hold(self, opened: Opened, connect_message: String, source: Source) -> anyhow::Result<Ended> {
         let (read_half, mut write_half) = tokio::io::split(opened.stream);
         let stream = Cursor::new(opened.received).chain(read_half);
-        let (incoming, mut outgoing) = fastwebsockets::after_handshake_split(stream, &mut write_half, Role::Client);
-        let mut incoming = Incoming::new(incoming);
+        let mut incoming = Incoming::new(stream);
+        let (_, mut outgoing) =
+            fastwebsockets::after_handshake_split(tokio::io::empty(), &mut write_half, Role::Client);
 
         send(&mut outgoing, OpCode::Text, connect_message.into_bytes()).await?;
         let connected = self.connected(&mut incoming, &mut outgoing);
@@ -171,6 +174,9 @@ impl<'a> Conversation<'a> {
                     return Ok(false);
                 }
                 Err(end) => {
+                    if let End::Broken(code, _) = &end {
+                        let _ = send(outgoing, OpCode::Close, code.to_be_bytes().to_vec()).await;
+                    }
                     self.conclude(&end);
                     return Ok(false);
                 }
@@ -354,7 +360,7 @@ impl<'a> Conversation<'a> {
                 well
             }
             End::Broken(_, why) => {
-                self.screen.error(&format!("Disconnected: the target broke the protocol: {why}"));
+                self.screen.error(&format!("Disconnected: the other side broke the protocol: {why}"));
                 false
             }
             End::Lost(why) => {
@@ -400,7 +406,9 @@ struct Incoming<S> {
 }
 
 impl<S: AsyncRead + Unpin> Incoming<S> {
-    fn new(mut frames: WebSocketRead<S>) -> Self {
+    fn new(stream: S) -> Self {
+        // As a server reads, so that a masked frame is unmasked before its text is judged: what is wrong is the mask.
+        let (mut frames, _) = fastwebsockets::after_handshake_split(stream, tokio::io::sink(), Role::Server);
         frames.set_auto_close(false);
         frames.set_auto_pong(false);
         frames.set_max_message_size(MAX_MESSAGE + 1);
@@ -410,8 +418,14 @@ impl<S: AsyncRead + Unpin> Incoming<S> {
     /// The next event. Not to be dropped while more than the end is to come.
     async fn next(&mut self) -> Result<Event, End> {
         loop {
-            let frame = self.frames.read_frame(&mut |_| async { Ok::<_, io::Error>(()) }).await.map_err(explain)?;
+            let mut frame = self.frames.read_frame(&mut |_| async { Ok::<_, io::Error>(()) }).await.map_err(explain)?;
             let broken = |why: &str| End::Broken(PROTOCOL_ERROR, why.into());
+            if is_masked(&mut frame) {
+                return Err(broken("a masked frame, which only a client may send"));
+            }
+            if is_control(frame.opcode) && frame.payload.len() > MAX_CONTROL {
+                return Err(broken("a control frame of more than 125 bytes"));
+            }
             let text = match (frame.opcode, &self.message) {
                 (OpCode::Ping, _) => return Ok(Event::Ping(frame.payload.to_vec())),
                 (OpCode::Pong, _) => return Ok(Event::Pong),
@@ -450,6 +464,17 @@ impl<S: AsyncRead + Unpin> Incoming<S> {
             }
         }
     }
+}
+
+/// RFC 6455 section 5.1: a client fails the connection then. fastwebsockets shows the masking key in the header only.
+fn is_masked(frame: &mut Frame<'_>) -> bool {
+    let mut header = [0; 14];
+    frame.fmt_head(&mut header);
+    header[1] & 0x80 != 0
+}
+
+fn is_control(opcode: OpCode) -> bool {
+    matches!(opcode, OpCode::Close | OpCode::Ping | OpCode::Pong)
 }
 
 fn explain(error: WebSocketError) -> End {

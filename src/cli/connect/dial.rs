@@ -12,7 +12,7 @@ use tokio_rustls::TlsConnector;
 
 use super::screen::harmless;
 use crate::{
-    agent::{handshake::AnswerReader, insecure::trust_anybody, tls},
+    agent::{dial as target_dial, handshake::AnswerReader, insecure::trust_anybody, tls},
     protocol::{
         answer::Failure,
         opening,
@@ -71,29 +71,32 @@ pub async fn dial(gateway: &Target, tls: Option<Arc<ClientConfig>>) -> anyhow::R
     opened.await.map_err(|_| anyhow::anyhow!("{place} did not answer within {TIMEOUT:?}"))?
 }
 
-async fn connect(gateway: &Target, tls: Option<Arc<ClientConfig>>) -> io::Result<Box<dyn Stream>> {
+/// An error is in the words that a gateway has for its targets.
+async fn connect(gateway: &Target, tls: Option<Arc<ClientConfig>>) -> Result<Box<dyn Stream>, String> {
     let tcp = match &gateway.host {
-        Host::Ip(ip) => TcpStream::connect((*ip, gateway.port)).await?,
-        Host::Name(name) => TcpStream::connect((name.as_str(), gateway.port)).await?,
+        Host::Ip(ip) => TcpStream::connect((*ip, gateway.port)).await,
+        Host::Name(name) => TcpStream::connect((name.as_str(), gateway.port)).await,
     };
-    tcp.set_nodelay(true)?;
+    let tcp = tcp.map_err(|error| target_dial::explain(&error))?;
+    tcp.set_nodelay(true).map_err(|error| target_dial::explain(&error))?;
     let Some(config) = tls else { return Ok(Box::new(tcp)) };
     let name = ServerName::try_from(gateway.server_name())
-        .map_err(|_| io::Error::new(io::ErrorKind::InvalidInput, "no certificate can be for its name"))?;
-    let stream = TlsConnector::from(config).connect(name, tcp).await.map_err(explain)?;
-    Ok(Box::new(stream))
+        .map_err(|_| "TLS: no certificate can be for its name".to_owned())?;
+    let stream = TlsConnector::from(config).connect(name, tcp).await;
+    Ok(Box::new(stream.map_err(|error| explain(&error))?))
 }
 
 /// What a failed TLS handshake means, and what to do.
-fn explain(error: io::Error) -> io::Error {
+fn explain(error: &io::Error) -> String {
     let hint = match error.get_ref().and_then(|inner| inner.downcast_ref::<Error>()) {
         Some(Error::InvalidCertificate(CertificateError::UnknownIssuer)) => {
             "; name its root with --ca-file, or trust anybody with --insecure"
         }
+        Some(Error::InvalidCertificate(_)) => "; --insecure trusts anybody",
         Some(Error::InvalidMessage(_)) => "; perhaps it speaks ws://, not wss://",
         _ => "",
     };
-    io::Error::new(error.kind(), format!("TLS: {error}{hint}"))
+    format!("{}{hint}", tls::explain(error))
 }
 
 async fn open(gateway: &Target, mut stream: Box<dyn Stream>) -> anyhow::Result<Opened> {

@@ -10,9 +10,6 @@ import struct
 from .secure import SecurePipe
 from .wire import PATIENCE_S, PlainPipe, Wire
 
-TOKEN = "agent-token-of-the-tests"
-
-
 class Link(Wire):
     """A control link or a data channel, from its request on. On a data channel the gateway is the client."""
 

@@ -51,7 +51,7 @@ def key_entry(key: str = KEY, **limits) -> dict:
     return {"id": f"id-{key}", "sha256": sha256_hex(key), **({"rate": 100000.0, "burst": 100000} if not limits else {}), **limits}
 
 
-def gateway_config(*, driver: str | None = None, workers: int = 2, limits: dict | None = None, egress: dict | None = None, agent: dict | None = None, top: dict | None = None, listen: dict | None = None, tls: dict | None = None, admin: bool = False, embedded: bool = True) -> dict:
+def gateway_config(*, driver: str | None = None, workers: int = 2, limits: dict | None = None, egress: dict | None = None, agent: dict | None = None, top: dict | None = None, listen: dict | None = None, tls: dict | None = None, admin: bool = False, embedded: bool = True, agents: dict | None = None) -> dict:
     """gateway.toml as the tests run it. Only keys that this stage of the gateway has: an unbuilt one is refused.
 
     `admin`: with an admin listener, on any port; the default port would be taken by the next test."""
@@ -63,9 +63,26 @@ def gateway_config(*, driver: str | None = None, workers: int = 2, limits: dict 
         **({"listen.tls": {"addr": ["127.0.0.1:0"], "cert": "cert.pem", "key": "key.pem", **tls}} if tls is not None else {}),
         "admin": {"addr": "127.0.0.1:0" if admin else ""},
         "keys": {"file": "keys.toml"},
+        **({"agents": {"tokens": "agents.toml", **agents}} if agents is not None else {}),
         **({"embedded_agent": {"slug": "de1", "country": "DE", **(agent or {})}} if embedded else {}),
         "egress": {"allow": ["127.0.0.0/8", "::1/128"], **(egress or {})},
         **({"limits": limits} if limits else {}),
+    }
+
+
+def agent_config(gateways: list[str], *, slug: str = "de1", country: str = "DE", node_id: str = "scraping-de1", driver: str | None = None, workers: int = 2, egress: dict | None = None, limits: dict | None = None, top: dict | None = None, admin: bool = False) -> dict:
+    """agent.toml as the tests run it."""
+    return {
+        "slug": slug,
+        "country": country,
+        "node_id": node_id,
+        "gateways": gateways,
+        "token_file": "agent.token",
+        **(top or {}),
+        "runtime": {"workers": workers, "driver": driver or DRIVER},
+        "egress": {"allow": ["127.0.0.0/8", "::1/128"], **(egress or {})},
+        **({"limits": limits} if limits else {}),
+        "admin": {"addr": "127.0.0.1:0" if admin else ""},
     }
 
 
@@ -83,7 +100,7 @@ class Process:
         self._readers = [asyncio.create_task(self._read_err()), asyncio.create_task(self._read_out())]
 
     @classmethod
-    async def start(cls, *arguments: str, cwd: Path | str | None = None, ready: bool = True, launcher: list[str] | None = None, env: dict[str, str] | None = None, nofile: int | None = None, stdin=asyncio.subprocess.DEVNULL) -> "Process":
+    async def start(cls, *arguments: str, cwd: Path | str | None = None, ready: bool = True, launcher: list[str] | None = None, env: dict[str, str] | None = None, nofile: int | None = None, stdin=asyncio.subprocess.DEVNULL, pass_fds: list[int] = []) -> "Process":
         """`launcher` goes in front of the binary (a wrapper that execs); `nofile` is the hard limit of open files."""
         read_fd = write_fd = None
         words = [*(launcher or []), binary(), *arguments]
@@ -97,7 +114,7 @@ class Process:
 
         child = await asyncio.create_subprocess_exec(
             *words, cwd=cwd, stdin=stdin, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
-            pass_fds=[write_fd] if ready else [], preexec_fn=limit if nofile else None,
+            pass_fds=[*pass_fds, *([write_fd] if ready else [])], preexec_fn=limit if nofile else None,
             env={**{k: v for k, v in os.environ.items() if not k.startswith("RINGWAY_")}, **(env or {})}, limit=1 << 20,
         )
         if ready:
@@ -204,8 +221,11 @@ class Gateway(Process):
     admin_port = 0
 
     @classmethod
-    async def run(cls, folder: Path, *, keys: list[dict] | None = None, launcher: list[str] | None = None, env: dict | None = None, nofile: int | None = None, listening: bool = True, **config) -> "Gateway":
+    async def run(cls, folder: Path, *, keys: list[dict] | None = None, tokens: list[dict] | None = None, launcher: list[str] | None = None, env: dict | None = None, nofile: int | None = None, listening: bool = True, **config) -> "Gateway":
         (folder / "keys.toml").write_text(toml({"key": keys if keys is not None else [key_entry()]}))
+        if tokens is not None:
+            write_tokens(folder, tokens)
+            config.setdefault("agents", {})
         (folder / "gateway.toml").write_text(toml(gateway_config(**config)))
         # Started from another folder: relative paths count from the file's.
         gateway = await cls.start("gateway", "-c", str(folder / "gateway.toml"), cwd="/", launcher=launcher, env=env, nofile=nofile)
@@ -225,27 +245,34 @@ class Gateway(Process):
         return gateway
 
 
+# --- remote agents ------------------------------------------------------------------------------------------------
+TOKEN = "test-agent-token"
+
+
+def token_entry(slug: str = "de1", token: str = TOKEN, **more) -> dict:
+    """An `[[agent]]` of agents.toml."""
+    return {"slug": slug, "sha256": sha256_hex(token), **more}
+
+
+def write_tokens(folder: Path, tokens: list[dict]) -> None:
+    (folder / "agents.toml").write_text(toml({"agent": tokens}))
+
+
 class Agent(Process):
-    """`ringway agent -c agent.toml`."""
+    """`ringway agent -c agent.toml`, linked to its first gateway."""
 
     admin_port = 0
 
     @classmethod
-    async def run(cls, folder: Path, gateways: list[str], token: str, *, ready: bool = True, admin: bool = False, driver: str | None = None, workers: int = 2, egress: dict | None = None, limits: dict | None = None, env: dict | None = None, launcher: list[str] | None = None, **top) -> "Agent":
+    async def run(cls, folder: Path, gateways: list[str], *, token: str = TOKEN, linked: bool = True, launcher: list[str] | None = None, env: dict | None = None, nofile: int | None = None, **config) -> "Agent":
         (folder / "agent.token").write_text(token + "\n")
         (folder / "agent.token").chmod(0o600)
-        (folder / "agent.toml").write_text(toml({
-            "slug": "de1", "country": "DE", "node_id": "scraping-de1", "gateways": gateways, "token_file": "agent.token", **top,
-            "runtime": {"workers": workers, "driver": driver or DRIVER},
-            "egress": {"allow": ["127.0.0.0/8", "::1/128"], **(egress or {})},
-            **({"limits": limits} if limits else {}),
-            **({"admin": {"addr": "127.0.0.1:0"}} if admin else {}),
-        }))
-        agent = await cls.start("agent", "-c", str(folder / "agent.toml"), cwd="/", launcher=launcher, env=env)
+        (folder / "agent.toml").write_text(toml(agent_config(gateways, **config)))
+        agent = await cls.start("agent", "-c", str(folder / "agent.toml"), cwd="/", ready=True, launcher=launcher, env=env, nofile=nofile)
         try:
-            if admin:
+            if config.get("admin"):
                 agent.admin_port = int((await agent.line(r"^listening on (?:\S+):(\d+) \(admin\)$"))[1])
-            if ready:
+            if linked:
                 await agent.ready()
         except BaseException:
             await agent.kill()

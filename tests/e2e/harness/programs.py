@@ -74,6 +74,14 @@ class Program:
         except TimeoutError:
             raise AssertionError(f"did not say {text!r} within {patience} s:\n{self.text}") from None
 
+    async def converse(self, connect_message: str, text: str) -> None:
+        """wscat, from its connection to a text that an echo target sends back."""
+        await self.says("Connected")
+        await self.type(connect_message)
+        await self.says('"type":"connected"')
+        await self.type(text)
+        await self.says(f"< {text}")
+
     async def type(self, line: str) -> None:
         if self._terminal is not None:
             os.write(self._terminal, line.encode() + b"\r")

@@ -104,6 +104,27 @@ class Wire:
             await self.send(data[at : at + size])
             await asyncio.sleep(0)
 
+    async def pour(self, block: bytes) -> None:
+        """Sends the same for ever."""
+        while True:
+            await self.send(block, 30)
+
+    async def drop(self) -> None:
+        """Reads all that comes, up to FIN, and keeps none of it."""
+        while await self.pipe.recv(1 << 20):
+            pass
+
+    async def part(self, other: "Wire", code: int = 1000) -> tuple[bytes, bytes]:
+        """The end of a session as it should be: this end closes, the other answers, both hang up. Gives their Closes as
+        they were sent."""
+        close = await self.send_close(code)
+        await other.expect_close(code)
+        answer = await other.send_close(code)
+        await self.expect_close(code)
+        self.close()
+        other.close()
+        return close, answer
+
     def half_close(self) -> None:
         """FIN, while we go on reading."""
         self.pipe.half_close()

@@ -1,15 +1,24 @@
 """What a test is handed: it makes gateways, clients and targets, and takes them all down at the end."""
 from __future__ import annotations
 
+import asyncio
+import os
 import tempfile
+import time
 from contextlib import AsyncExitStack
 from pathlib import Path
 
-from .client import KEY, Client
-from .process import Gateway, Process
+from .client import KEY, Client, upgrade_request
+from .process import Agent, Gateway, Process, token_entry
+from .programs import Program
 from .secure import SecurePipe
 from .target import Target, TargetConnection
 from .tls import Authority
+from .wire import PATIENCE_S
+
+
+REMOTE = os.environ.get("RINGWAY_TEST_AGENT") == "remote"
+"""The same tests with a remote agent in the place of the embedded one."""
 
 
 class World:
@@ -33,9 +42,30 @@ class World:
 
     async def gateway(self, **options) -> Gateway:
         """A running gateway; options as for `Gateway.run` and `gateway_config`."""
-        gateway = await Gateway.run(options.pop("folder", None) or self.folder(), **self.front(**options))
+        options = self.front(**options)
+        agent = self.split(options) if REMOTE and options.get("embedded", True) and "tokens" not in options else None
+        gateway = await Gateway.run(options.pop("folder", None) or self.folder(), **options)
         self.stack.push_async_callback(gateway.kill)
+        if agent is not None:
+            gateway.agent = await self.agent(gateway, **agent)
         return gateway
+
+    def split(self, options: dict) -> dict:
+        """Takes the embedded agent out of a gateway's options; what a remote agent in its place is given."""
+        agent = {"slug": "de1", "country": "DE", "node_id": "scraping-de1", **(options.pop("agent", None) or {})}
+        options.update(embedded=False, tokens=[token_entry(agent["slug"])])
+        kept = {name: options[name] for name in ("driver", "workers", "egress", "env") if name in options}
+        limits = {name: value for name, value in (options.get("limits") or {}).items() if name in ("target_timeout", "tcp_keepalive")}
+        return {**agent, **kept, **({"limits": limits} if limits else {})}
+
+    async def agent(self, *gateways: Gateway, folder: Path | None = None, **options) -> Agent:
+        """A remote agent that is linked to the first of these gateways; options as for `Agent.run`."""
+        addresses = [f"ws{'s' if gateway.port == gateway.tls_port else ''}://localhost:{gateway.port}/agent" for gateway in gateways]
+        if any(address.startswith("wss") for address in addresses):
+            options["top"] = {"ca_file": str(self.authority.file), **(options.get("top") or {})}
+        agent = await Agent.run(folder or self.folder(), addresses, **options)
+        self.stack.push_async_callback(agent.kill)
+        return agent
 
     async def process(self, *arguments: str, **options) -> Process:
         process = await Process.start(*arguments, **options)
@@ -79,6 +109,30 @@ class World:
         await connection.send(connection.switching())
         await client.expect_connected()
         return client, connection
+
+    async def refused(self, gateway: Gateway, message: dict | str | bytes, code: str, close: int, text: str | None = None, **contains) -> dict:
+        """A client whose connect message is answered with this error; the error."""
+        client = await self.client(gateway)
+        await client.connect(message)
+        return await client.expect_error(code, close, text, **contains)
+
+    async def until_upgraded(self, gateway: Gateway) -> Client:
+        """A client as soon as there is room for one: meanwhile the gateway answers 503."""
+        end = time.monotonic() + PATIENCE_S
+        while True:
+            client = await self.tcp(gateway)
+            await client.send(upgrade_request())
+            head = await client.read_until(b"\r\n\r\n")
+            if head.startswith(b"HTTP/1.1 101 "):
+                return client
+            assert head.startswith(b"HTTP/1.1 503 ") and time.monotonic() < end, head
+            client.close()
+            await asyncio.sleep(0.05)
+
+    async def program(self, program: Program) -> Program:
+        """A client of another make, taken down at the end with the rest."""
+        self.stack.push_async_callback(program.kill)
+        return program
 
     async def pair(self, sizes: dict | None = None, target: dict | None = None, **options) -> tuple[Gateway, Target, Client, TargetConnection]:
         """A gateway, a target and one session between them."""

@@ -1,0 +1,108 @@
+//! The set-up of a session over a data channel: the request, and what the agent answers.
+use std::{
+    io,
+    rc::Rc,
+    time::{Duration, Instant},
+};
+
+use crate::{
+    agent::dial::{Dialled, Timings},
+    protocol::{
+        answer::Failure,
+        connect::ConnectRequest,
+        link::{self, Reply, Request, Took},
+    },
+    relay::{
+        buffers::Buffer,
+        deadline,
+        socket::{Received, Socket},
+    },
+};
+
+/// Why a channel led to no session.
+#[derive(Debug)]
+pub enum Unmet {
+    /// Nothing has been begun: another channel or another agent may do it.
+    Again(String),
+    /// The dial had begun, so nobody else may try.
+    Failed(Failure),
+}
+
+/// Asks the agent at the other end of `socket` for a session. The whole may be dropped, which closes the channel; the
+/// caller bounds its time.
+pub async fn exchange(
+    socket: Socket,
+    session: String,
+    request: &ConnectRequest,
+    time: Duration,
+    timings: &Timings,
+) -> Result<Dialled, Unmet> {
+    let asked = Request {
+        session,
+        url: request.target.to_url(),
+        host: request.host.clone(),
+        headers: request.headers.clone(),
+        subprotocols: request.subprotocols.clone(),
+        timeout_ms: u64::try_from(time.as_millis()).unwrap_or(u64::MAX),
+    };
+    let socket = Rc::new(socket);
+    let sent = deadline::within(&socket, link::ACCEPT, socket.send_bytes(&link::encode(&asked))).await;
+    sent.map_err(|error| Unmet::Again(error.to_string()))?;
+    let mut input = Vec::new();
+    let accepted = deadline::until(Instant::now() + link::ACCEPT, next(&socket, &mut input)).await;
+    match accepted {
+        Some(Ok(Reply::Accepted)) => {}
+        Some(Ok(Reply::Refused { reason })) => return Err(Unmet::Again(reason)),
+        Some(Ok(_)) => return Err(Unmet::Again("an answer that was not expected".into())),
+        Some(Err(error)) => return Err(Unmet::Again(error.to_string())),
+        None => return Err(Unmet::Again(format!("no answer within {:?}", link::ACCEPT))),
+    }
+    let mut begun = false;
+    loop {
+        let lost = |begun: bool, why: String| {
+            if begun { Unmet::Failed(Failure::AgentFailure) } else { Unmet::Again(why) }
+        };
+        match next(&socket, &mut input).await {
+            Ok(Reply::Dialing) => begun = true,
+            Ok(Reply::Connected { subprotocol, took }) => {
+                note(&took, timings);
+                let offered = |selected: &String| request.subprotocols.contains(selected);
+                if subprotocol.as_ref().is_some_and(|selected| !offered(selected)) {
+                    return Err(Unmet::Failed(Failure::AgentFailure));
+                }
+                return Ok(Dialled { socket, received: input, subprotocol });
+            }
+            Ok(Reply::Failed { code, detail, status, took }) => {
+                note(&took, timings);
+                return Err(Unmet::Failed(link::failure(&code, &detail, status)));
+            }
+            Ok(Reply::Refused { reason }) => return Err(lost(begun, reason)),
+            Ok(Reply::Accepted | Reply::Unknown) => {}
+            Err(error) => return Err(lost(begun, error.to_string())),
+        }
+    }
+}
+
+/// The next message; what is received behind it stays in `input`.
+async fn next(socket: &Socket, input: &mut Vec<u8>) -> io::Result<Reply> {
+    loop {
+        if let Some(reply) = link::decode(input).map_err(io::Error::other)? {
+            return Ok(reply);
+        }
+        socket.readable().await?;
+        let (received, buffer) = socket.recv(Buffer::take(), 0).await;
+        match received? {
+            Received::Data(len) => input.extend_from_slice(&buffer[..len]),
+            Received::Nothing => {}
+            Received::End => return Err(io::ErrorKind::UnexpectedEof.into()),
+        }
+    }
+}
+
+fn note(took: &Took, timings: &Timings) {
+    let time = |us: Option<u64>| us.map(Duration::from_micros);
+    timings.dns.set(time(took.dns_us));
+    timings.tcp.set(time(took.tcp_us));
+    timings.tls.set(time(took.tls_us));
+    timings.upgrade.set(time(took.upgrade_us));
+}
