@@ -7,7 +7,10 @@ use std::{
     collections::{HashMap, VecDeque},
     pin::pin,
     rc::Rc,
-    sync::{Arc, atomic::Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -33,14 +36,55 @@ type Idle = oneshot::Sender<oneshot::Sender<Socket>>;
 #[derive(Default)]
 pub struct Channels {
     idle: RefCell<HashMap<u64, VecDeque<Idle>>>,
-    waiting: RefCell<HashMap<u64, VecDeque<oneshot::Sender<Socket>>>>,
+    waiting: RefCell<HashMap<u64, VecDeque<Waiting>>>,
+}
+
+/// A session that waits for a channel, counted as long as it does.
+struct Waiting {
+    hand: oneshot::Sender<Socket>,
+    _counted: Counted,
+}
+
+/// One in the counts of an agent for a worker, until it is dropped.
+#[derive(Debug)]
+pub struct Counted {
+    agent: Arc<Agent>,
+    count: fn(&Agent) -> &[AtomicUsize],
+    worker: usize,
+}
+
+impl Counted {
+    pub fn new(agent: &Arc<Agent>, count: fn(&Agent) -> &[AtomicUsize], worker: usize) -> Self {
+        count(agent)[worker].fetch_add(1, Ordering::Relaxed);
+        Self { agent: agent.clone(), count, worker }
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        (self.count)(&self.agent)[self.worker].fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Takes a session that has given up out of the queue, however it did.
+struct Queued<'a> {
+    channels: &'a Channels,
+    agent: u64,
+}
+
+impl Drop for Queued<'_> {
+    fn drop(&mut self) {
+        if let Some(queue) = self.channels.waiting.borrow_mut().get_mut(&self.agent) {
+            queue.retain(|waiting| !waiting.hand.is_canceled());
+        }
+    }
 }
 
 impl Channels {
     /// A fresh channel of `agent` for this worker: for the session that has waited longest, or to be kept.
     pub fn add(self: &Rc<Self>, worker: usize, agent: &Arc<Agent>, mut socket: Socket) {
         while let Some(waiting) = self.next_waiting(agent.id) {
-            match waiting.send(socket) {
+            match waiting.hand.send(socket) {
                 Ok(()) => return,
                 // That one has given up.
                 Err(refused) => socket = refused,
@@ -86,7 +130,7 @@ impl Channels {
 
     /// A channel of `agent` for a session of this worker: one that is ready here, or at another worker, or a fresh one.
     /// `None`: none came until `deadline`, or the agent is lost.
-    pub async fn take(&self, agents: &Agents, worker: usize, agent: &Agent, deadline: Instant) -> Option<Socket> {
+    pub async fn take(&self, agents: &Agents, worker: usize, agent: &Arc<Agent>, deadline: Instant) -> Option<Socket> {
         if let Some(socket) = self.pop(agent.id).await {
             return Some(socket);
         }
@@ -100,13 +144,13 @@ impl Channels {
                 return Some(socket);
             }
         }
+        // Dropped behind the receiver, also when this future is dropped where it waits.
+        let _queued = Queued { channels: self, agent: agent.id };
         let (hand, handed) = oneshot::channel();
-        self.waiting.borrow_mut().entry(agent.id).or_default().push_back(hand);
-        agent.waiting[worker].fetch_add(1, Ordering::Relaxed);
+        let _counted = Counted::new(agent, |agent| &agent.waiting, worker);
+        self.waiting.borrow_mut().entry(agent.id).or_default().push_back(Waiting { hand, _counted });
         agent.open(1);
-        let socket = deadline::until(deadline, handed).await;
-        agent.waiting[worker].fetch_sub(1, Ordering::Relaxed);
-        socket?.ok()
+        deadline::until(deadline, handed).await?.ok()
     }
 
     /// That agent is lost: its channels are closed, and nobody waits for one any more.
@@ -115,14 +159,7 @@ impl Channels {
         self.waiting.borrow_mut().remove(&agent);
     }
 
-    fn next_waiting(&self, agent: u64) -> Option<oneshot::Sender<Socket>> {
-        let mut waiting = self.waiting.borrow_mut();
-        let queue = waiting.get_mut(&agent)?;
-        while let Some(next) = queue.pop_front() {
-            if !next.is_canceled() {
-                return Some(next);
-            }
-        }
-        None
+    fn next_waiting(&self, agent: u64) -> Option<Waiting> {
+        self.waiting.borrow_mut().get_mut(&agent)?.pop_front()
     }
 }

@@ -7,7 +7,7 @@ use futures_util::{
     future::{Either, select},
 };
 
-use super::{Agent, Errand, Hello};
+use super::{Agent, Errand, Hello, channels::Counted};
 use crate::{
     gateway::{
         connection::{Client, Filled},
@@ -186,7 +186,10 @@ pub async fn admit_channel(worker: &Rc<Worker>, client: Client, agent: u64) {
         return worker.channels.add(to, &agent, socket);
     }
     match socket.into_parcel() {
-        Ok(parcel) => agents.tell(to, Errand::Channel { agent, parcel }),
+        Ok(parcel) => {
+            let on_the_way = Counted::new(&agent, |agent| &agent.on_the_way, to);
+            agents.tell(to, Errand::Channel { agent, parcel, on_the_way });
+        }
         Err(error) => tracing::error!("a data channel could not be moved: {error}"),
     }
 }
@@ -195,10 +198,13 @@ pub async fn admit_channel(worker: &Rc<Worker>, client: Client, agent: u64) {
 pub async fn run_errands(worker: &Rc<Worker>, mut errands: UnboundedReceiver<Errand>) {
     while let Some(errand) = errands.next().await {
         match errand {
-            Errand::Channel { agent, parcel } => match parcel.open() {
-                Ok(socket) => worker.channels.add(worker.index, &agent, socket),
-                Err(error) => tracing::error!("a data channel could not be taken over: {error}"),
-            },
+            Errand::Channel { agent, parcel, on_the_way } => {
+                match parcel.open() {
+                    Ok(socket) => worker.channels.add(worker.index, &agent, socket),
+                    Err(error) => tracing::error!("a data channel could not be taken over: {error}"),
+                }
+                drop(on_the_way);
+            }
             Errand::Take { agent, reply } => {
                 let worker = worker.clone();
                 monoio::spawn(async move {

@@ -25,7 +25,7 @@ use futures_channel::{
 };
 
 pub use self::{
-    channels::Channels,
+    channels::{Channels, Counted},
     control::{admit_channel, run_control, run_errands},
     exchange::{Unmet, exchange},
     hello::{Admitted, Hello},
@@ -46,7 +46,7 @@ const LOST: u64 = 0;
 #[derive(Debug)]
 pub enum Errand {
     /// A fresh channel is yours.
-    Channel { agent: Arc<Agent>, parcel: Parcel },
+    Channel { agent: Arc<Agent>, parcel: Parcel, on_the_way: Counted },
     /// Hand over an idle channel of this agent, if you have one.
     Take { agent: u64, reply: oneshot::Sender<Option<Parcel>> },
     /// This agent is lost: end its sessions.
@@ -102,6 +102,8 @@ pub struct Agent {
     /// For each worker: channels that are ready, and sessions that wait for one.
     idle: Box<[AtomicUsize]>,
     waiting: Box<[AtomicUsize]>,
+    /// Channels that are being handed to it.
+    on_the_way: Box<[AtomicUsize]>,
 }
 
 impl fmt::Debug for Agent {
@@ -192,7 +194,7 @@ impl Agent {
     /// The worker that a fresh channel is for: one with sessions that wait, else the one with fewest.
     fn neediest(&self) -> usize {
         let key = |at: usize| {
-            let idle = self.idle[at].load(Ordering::Relaxed);
+            let idle = self.idle[at].load(Ordering::Relaxed) + self.on_the_way[at].load(Ordering::Relaxed);
             let waiting = self.waiting[at].load(Ordering::Relaxed);
             (std::cmp::Reverse(waiting.saturating_sub(idle)), idle)
         };
@@ -380,6 +382,7 @@ impl Agents {
                 reported: AtomicU64::new(0),
                 idle: counts(),
                 waiting: counts(),
+                on_the_way: counts(),
             })
         });
         agent.token.store(Arc::new(hello.entry.sha256));
