@@ -21,6 +21,7 @@ pub mod keys;
 pub mod kind;
 pub mod names;
 mod reader;
+mod tables;
 pub mod units;
 mod value;
 
