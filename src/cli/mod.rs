@@ -1,4 +1,5 @@
 //! The command line: one file a command.
+mod agent_token;
 mod check;
 mod completions;
 mod connect;
@@ -8,6 +9,7 @@ mod gateway;
 mod key;
 mod man;
 mod process;
+mod secret;
 mod supervise;
 
 use std::{
@@ -53,6 +55,8 @@ enum Command {
     Check(check::Args),
     /// Make API keys
     Key(key::Args),
+    /// Make tokens of agents
+    AgentToken(agent_token::Args),
     /// Connect to a target through a gateway: lines in, messages out
     Connect(connect::Args),
     /// Run a WebSocket server that sends back what it gets
@@ -70,6 +74,7 @@ pub fn run() -> ExitCode {
         Command::Gateway(args) => gateway::run(&args),
         Command::Check(args) => check::run(&args),
         Command::Key(args) => key::run(&args),
+        Command::AgentToken(args) => agent_token::run(&args),
         Command::Connect(args) => connect::run(&args),
         Command::Echo(args) => echo::run(&args),
         Command::Completions(args) => completions::run(&args, Cli::command()),
