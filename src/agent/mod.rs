@@ -39,7 +39,7 @@ use crate::{
     admin::{Overview, RowsWanted},
     config::{
         AgentConfig, ConfigError, ConfigErrors,
-        agent::{self, LimitsConfig},
+        agent::{self, AgentLimits, Token},
         certs,
     },
     protocol::drain::Drain,
@@ -63,7 +63,7 @@ pub struct Shared {
     node_id: String,
     /// Names this process to gateways: random.
     process: String,
-    limits: LimitsConfig,
+    limits: AgentLimits,
     max_sessions: u64,
     token: ArcSwap<Token>,
     /// For connections to gateways.
@@ -90,23 +90,6 @@ struct Handle {
     counters: Arc<WorkerCounters>,
 }
 
-/// An agent's token.
-struct Token(String);
-
-impl std::fmt::Debug for Token {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Token")
-    }
-}
-
-impl std::ops::Deref for Token {
-    type Target = str;
-
-    fn deref(&self) -> &str {
-        &self.0
-    }
-}
-
 /// An agent whose workers run.
 #[derive(Debug)]
 pub struct Agent {
@@ -125,7 +108,7 @@ pub struct Observer {
 /// What an agent's files hold that is secret, or not its own.
 #[derive(Debug)]
 pub struct Files {
-    pub token: String,
+    pub token: Token,
     /// What `wss://` gateways may show beside the platform's own.
     pub gateway_roots: Vec<CertificateDer<'static>>,
     /// The same of `wss://` targets.
@@ -216,7 +199,7 @@ impl Shared {
             process: format!("{:032x}", u128::from_be_bytes(process)),
             limits: config.limits,
             max_sessions: config.max_sessions,
-            token: ArcSwap::from_pointee(Token(files.token)),
+            token: ArcSwap::from_pointee(files.token),
             link_tls: Arc::new(ArcSwap::new(tls::client_config(files.gateway_roots)?)),
             dialler,
             gateways,
@@ -234,7 +217,7 @@ impl Shared {
     fn reloaders(self: &Arc<Self>, paths: Paths) -> Vec<Reloader> {
         let shared = self.clone();
         let mut reloaders = vec![Reloader::new("token", paths.token, move |file| {
-            shared.token.store(Arc::new(Token(agent::load_token(file)?)));
+            shared.token.store(Arc::new(agent::load_token(file)?));
             Ok("the next link uses it".to_owned())
         })];
         let roots = [

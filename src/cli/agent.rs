@@ -10,7 +10,7 @@ use super::{
 use crate::{
     admin::Admin,
     agent::{Agent, Files},
-    config::{AgentConfig, agent, certs},
+    config::{AgentConfig, agent},
     protocol::drain::Drain,
     runtime::{
         driver::Driver,
@@ -40,7 +40,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let config = AgentConfig::load(&args.config)?;
     let files = Files {
         token: agent::load_token(&config.token_file)?,
-        gateway_roots: config.ca_file.as_deref().map(certs::load_roots).transpose()?.unwrap_or_default(),
+        gateway_roots: config.roots()?,
         target_roots: config.egress.roots()?,
     };
     threads.listen_for_termination()?;

@@ -1,26 +1,10 @@
 //! `ringway key new`: makes an API key and its entry in keys.toml. The key is shown once and stored nowhere.
-use std::{
-    fmt::Write as _,
-    fs::{File, OpenOptions, Permissions},
-    io::{self, Read, Seek, SeekFrom, Write},
-    os::unix::fs::{OpenOptionsExt, PermissionsExt},
-    path::{Path, PathBuf},
-    process::ExitCode,
-    str::FromStr,
-    time::SystemTime,
-};
+use std::{fmt::Write as _, io, path::PathBuf, process::ExitCode, str::FromStr, time::SystemTime};
 
-use anyhow::Context;
-use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use sha2::{Digest, Sha256};
 
-use super::process::UsageError;
+use super::secret::{self, Fresh};
 use crate::config::{KeyEntry, keys, names};
-
-/// Random bytes in a key: nobody guesses 256 bits.
-const KEY_BYTES: usize = 32;
-/// Readable and writable by the owner only.
-const MODE: u32 = 0o600;
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -79,26 +63,11 @@ fn expires(text: &str) -> Result<String, String> {
 pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let Command::New(args) = &args.command;
     let key = generate()?;
-    let entry = block(args, &key);
-    let stored = match &args.file {
-        Some(path) => {
-            let file = append(path, &args.id, &entry)?;
-            // A key that nobody got to see must not take its id.
-            print(&format!("{key}\n")).inspect_err(|_| file.take_back())?;
-            format!("its entry {:?} is in {}", args.id, path.display())
-        }
-        None => {
-            print(&format!("{key}\n\n{entry}"))?;
-            "add the entry below it to your keys file".to_owned()
-        }
-    };
-    let _ = writeln!(io::stderr(), "This is the only time the key is shown; {stored}.");
-    Ok(ExitCode::SUCCESS)
-}
-
-fn print(text: &str) -> anyhow::Result<()> {
-    let mut out = io::stdout();
-    out.write_all(text.as_bytes()).and_then(|()| out.flush()).context("standard output")
+    let fresh = Fresh { noun: "key", file_noun: "keys file", name: &args.id, entry: block(args, &key), secret: key };
+    fresh.hand_out(args.file.as_deref(), keys::parse, |others| match others.iter().any(|key| key.id == args.id) {
+        true => Err(format!("has a key {:?} already; choose another id", args.id)),
+        false => Ok(()),
+    })
 }
 
 /// A fresh key.
@@ -106,9 +75,7 @@ fn print(text: &str) -> anyhow::Result<()> {
 /// # Errors
 /// The system has no randomness to give.
 pub fn generate() -> io::Result<String> {
-    let mut bytes = [0; KEY_BYTES];
-    getrandom::fill(&mut bytes)?;
-    Ok(format!("rw_{}", URL_SAFE_NO_PAD.encode(bytes)))
+    secret::generate("rw_")
 }
 
 /// The entry of a key with all its defaults.
@@ -125,11 +92,7 @@ pub fn entry(id: &str, key: &str) -> KeyEntry {
 
 /// The `[[key]]` table. What the user did not name is left out, so that it stays the default.
 fn block(args: &NewArgs, key: &str) -> String {
-    let mut block = format!("[[key]]\nid = \"{}\"\nsha256 = \"", args.id);
-    for byte in Sha256::digest(key) {
-        let _ = write!(block, "{byte:02x}");
-    }
-    block.push_str("\"\n");
+    let mut block = format!("[[key]]\nid = \"{}\"\nsha256 = \"{}\"\n", args.id, secret::sha256_hex(key));
     let mut line = |name, value: Option<String>| {
         if let Some(value) = value {
             let _ = writeln!(block, "{name} = {value}");
@@ -142,60 +105,11 @@ fn block(args: &NewArgs, key: &str) -> String {
     block
 }
 
-/// A file that an entry was appended to, still locked.
-struct Appended {
-    file: File,
-    before: u64,
-}
-
-impl Appended {
-    fn take_back(&self) {
-        let _ = self.file.set_len(self.before);
-    }
-}
-
-/// Appends an entry, if the file is valid and stays so. The lock keeps two of us from writing at a time.
-fn append(path: &Path, id: &str, entry: &str) -> anyhow::Result<Appended> {
-    let failed = |error: io::Error| anyhow::anyhow!("{}: {error}", path.display());
-    let mut file = OpenOptions::new().read(true).append(true).create(true).mode(MODE).open(path).map_err(failed)?;
-    file.lock().map_err(failed)?;
-    let added = addition(&mut file, path, id, entry)?;
-    let before = file.metadata().map_err(failed)?.len();
-    file.set_permissions(Permissions::from_mode(MODE)).map_err(failed)?;
-    // One write, so that a gateway that reloads meanwhile reads all of the entry or nothing of it.
-    file.write_all(added.as_bytes()).and_then(|()| file.sync_all()).map_err(failed)?;
-    Ok(Appended { file, before })
-}
-
-/// What to append to the file, checked.
-fn addition(file: &mut File, path: &Path, id: &str, entry: &str) -> anyhow::Result<String> {
-    let mut bytes = Vec::new();
-    file.seek(SeekFrom::Start(0))?;
-    file.read_to_end(&mut bytes)?;
-    let text = crate::config::utf8(bytes, path)?;
-    if keys::parse(&text, path)?.iter().any(|key| key.id == id) {
-        return Err(UsageError::new(format!("{}: has a key {id:?} already; choose another id", path.display())).into());
-    }
-    let gap = match text.as_str() {
-        "" => "",
-        text if text.ends_with('\n') => "\n",
-        _ => "\n\n",
-    };
-    let added = format!("{gap}{entry}");
-    keys::parse(&format!("{text}{added}"), path)?;
-    Ok(added)
-}
-
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::path::Path;
 
-    #[test]
-    fn keys_differ_and_are_long() {
-        let (one, other) = (generate().unwrap(), generate().unwrap());
-        assert_ne!(one, other);
-        assert!(one.starts_with("rw_") && one.len() >= 3 + KEY_BYTES * 4 / 3, "{one}");
-    }
+    use super::*;
 
     #[test]
     fn block_is_read_back_as_given() {

@@ -1,5 +1,6 @@
 //! The command line: one file a command.
 mod agent;
+mod agent_token;
 mod check;
 mod completions;
 mod connect;
@@ -9,6 +10,7 @@ mod gateway;
 mod key;
 mod man;
 mod process;
+mod secret;
 mod supervise;
 
 use std::{
@@ -57,6 +59,8 @@ enum Command {
     Check(check::Args),
     /// Make API keys
     Key(key::Args),
+    /// Make tokens of agents
+    AgentToken(agent_token::Args),
     /// Connect to a target through a gateway: lines in, messages out
     Connect(connect::Args),
     /// Run a WebSocket server that sends back what it gets
@@ -75,6 +79,7 @@ pub fn run() -> ExitCode {
         Command::Agent(args) => agent::run(&args),
         Command::Check(args) => check::run(&args),
         Command::Key(args) => key::run(&args),
+        Command::AgentToken(args) => agent_token::run(&args),
         Command::Connect(args) => connect::run(&args),
         Command::Echo(args) => echo::run(&args),
         Command::Completions(args) => completions::run(&args, Cli::command()),

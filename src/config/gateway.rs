@@ -4,27 +4,20 @@
 //! has and this version has not is refused by name. Must never read the files that gateway.toml names; it only makes
 //! their paths count from the file's own folder.
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use ipnet::IpNet;
-use rustls_pki_types::CertificateDer;
 
 use super::egress::EgressRule;
 use super::error::{ConfigErrors, Wrong};
 use super::reader::{self, Section};
-use super::{certs, names, read_file, value};
+use super::tables::{self, AgentLimits, MAX_CONNECTIONS, TIMEOUT};
+pub use super::tables::{AdminConfig, Driver, EgressConfig, RuntimeConfig};
+use super::{names, read_file, value};
 
-const MAX_WORKERS: u64 = 1024;
-const MAX_CONNECTIONS: u64 = 100_000_000;
-/// Zero would mean "never" to some and "at once" to others; more than a day is a typing error.
-const TIMEOUT: RangeInclusive<Duration> = Duration::from_millis(1)..=DAY;
-/// Zero is meant here: close everything at once.
-const DRAIN: RangeInclusive<Duration> = Duration::ZERO..=DAY;
-/// Linux takes whole seconds, at most 32767.
-const KEEPALIVE: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(9 * 3600);
-const DAY: Duration = Duration::from_secs(24 * 3600);
+/// Each is an open connection on both sides that nobody uses; more than a burst of sessions needs only costs.
+const IDLE_CHANNELS: std::ops::RangeInclusive<u64> = 1..=64;
 
 /// All of gateway.toml that is built. `default()` is what an empty file means.
 #[derive(Debug, Clone, PartialEq)]
@@ -42,23 +35,6 @@ pub struct GatewayConfig {
     pub embedded_agent: Option<EmbeddedAgentConfig>,
     pub egress: EgressConfig,
     pub limits: LimitsConfig,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct RuntimeConfig {
-    /// 0: one a core; see [`RuntimeConfig::worker_threads`].
-    pub workers: usize,
-    pub driver: Driver,
-}
-
-/// How monoio talks to the kernel.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Driver {
-    /// io_uring where the kernel lets us, else epoll.
-    #[default]
-    Auto,
-    IoUring,
-    Epoll,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -81,19 +57,16 @@ pub struct TlsListenConfig {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct AdminConfig {
-    /// `None`: there is no admin listener.
-    pub addr: Option<SocketAddr>,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct AgentsConfig {
-    pub tokens: Option<PathBuf>,
-    pub idle_channels: u32,
-}
-#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KeysConfig {
     pub file: PathBuf,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AgentsConfig {
+    /// agents.toml; `None`: no remote agent is let in.
+    pub tokens: Option<PathBuf>,
+    /// Data channels kept ready for each agent and worker, 1 to 64.
+    pub idle_channels: u32,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -104,13 +77,6 @@ pub struct EmbeddedAgentConfig {
     pub country: String,
     /// The gateway's own where the file names none.
     pub node_id: String,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct EgressConfig {
-    pub allow: Vec<EgressRule>,
-    pub deny: Vec<EgressRule>,
-    pub ca_file: Option<PathBuf>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -140,32 +106,17 @@ impl GatewayConfig {
 impl Default for GatewayConfig {
     fn default() -> Self {
         Self {
-            agents: Default::default(),
-            node_id: host_name().unwrap_or_else(|| "localhost".to_owned()),
+            node_id: tables::host_name().unwrap_or_else(|| "localhost".to_owned()),
             public_url: None,
             runtime: RuntimeConfig::default(),
             listen: ListenConfig::default(),
             admin: AdminConfig::default(),
             keys: KeysConfig::default(),
+            agents: AgentsConfig::default(),
             embedded_agent: None,
             egress: EgressConfig::default(),
             limits: LimitsConfig::default(),
         }
-    }
-}
-
-impl RuntimeConfig {
-    /// How many worker threads to start: what the file says, or one for each core that this process may use.
-    pub fn worker_threads(&self) -> usize {
-        let cores = || std::thread::available_parallelism().map_or(1, |cores| cores.get());
-        if self.workers == 0 { cores() } else { self.workers }
-    }
-}
-
-impl EgressConfig {
-    /// What stands in `ca_file`: roots to trust beside the platform's own.
-    pub fn roots(&self) -> Result<Vec<CertificateDer<'static>>, ConfigErrors> {
-        self.ca_file.as_deref().map_or(Ok(Vec::new()), certs::load_roots)
     }
 }
 
@@ -192,56 +143,40 @@ impl Default for KeysConfig {
     }
 }
 
+impl Default for AgentsConfig {
+    fn default() -> Self {
+        Self { tokens: None, idle_channels: 4 }
+    }
+}
+
 impl Default for LimitsConfig {
     fn default() -> Self {
+        let AgentLimits { target_timeout, drain, tcp_keepalive } = AgentLimits::default();
         Self {
             header_timeout: Duration::from_secs(10),
             connect_timeout: Duration::from_secs(10),
-            target_timeout: Duration::from_secs(15),
+            target_timeout,
             max_sessions: 100_000,
             max_pending: 10_000,
-            drain: Duration::from_secs(30),
-            tcp_keepalive: Duration::from_secs(60),
+            drain,
+            tcp_keepalive,
         }
     }
 }
 
 /// Every part is read, present or not, so that all of its keys are known when the unknown ones are reported.
 fn read(root: &mut Section<'_, '_>, folder: &Path) -> Option<GatewayConfig> {
-    let node_id = root.value("node_id", |value| Ok(names::node_id(value::string(value)?)?)).or_else(host_name);
-    if node_id.is_none() {
-        root.error_about("node_id", "this machine's host name cannot serve as node id, so write one");
-    }
-    let node_id = node_id.unwrap_or_default();
+    let node_id = tables::node_id(root);
     let public_url = root.value("public_url", |value| public_url(value::string(value)?));
-    let runtime = runtime(root.table("runtime", "[runtime]"));
+    let runtime = tables::runtime(root.table("runtime", "[runtime]"));
     let listen = listen(root.table("listen", "[listen]"), folder);
     let admin = admin(root.table("admin", "[admin]"), &listen);
     let keys = keys(root.table("keys", "[keys]"), folder);
-    let embedded_agent = embedded_agent(root.table("embedded_agent", "[embedded_agent]"), &node_id);
-    let egress = egress(root.table("egress", "[egress]"), folder);
-    let limits = limits(root.table("limits", "[limits]"));
     let agents = agents(root.table("agents", "[agents]"), folder);
+    let embedded_agent = embedded_agent(root.table("embedded_agent", "[embedded_agent]"), &node_id);
+    let egress = tables::egress(root.table("egress", "[egress]"), folder);
+    let limits = limits(root.table("limits", "[limits]"));
     Some(GatewayConfig { node_id, public_url, runtime, listen, admin, keys, agents, embedded_agent, egress, limits })
-}
-
-fn runtime(mut table: Section<'_, '_>) -> RuntimeConfig {
-    let workers = table.value("workers", value::whole(0..=MAX_WORKERS)).unwrap_or(0);
-    let driver = table.value("driver", |value| match value.as_str() {
-        Some("auto") => Ok(Driver::Auto),
-        Some("io_uring") => Ok(Driver::IoUring),
-        Some("epoll") => Ok(Driver::Epoll),
-        _ => Err(format!("is \"auto\", \"io_uring\" or \"epoll\", not {}", value::show(value)).into()),
-    });
-    table.refuse("relay");
-    RuntimeConfig { workers: usize::try_from(workers).unwrap_or(0), driver: driver.unwrap_or_default() }
-}
-
-fn agents(mut table: Section<'_, '_>, folder: &Path) -> AgentsConfig {
-    AgentsConfig {
-        tokens: table.value("tokens", |value| Ok(value::string(value)?.to_owned())).map(|name| folder.join(name)),
-        idle_channels: table.value("idle_channels", value::whole(1..=64)).unwrap_or(4) as u32,
-    }
 }
 
 fn listen(mut table: Section<'_, '_>, folder: &Path) -> ListenConfig {
@@ -278,15 +213,7 @@ fn listen_tls(mut table: Section<'_, '_>, folder: &Path, plain: &[SocketAddr]) -
         let where_else = if plain.contains(&one) { ", which [listen] names too" } else { " twice" };
         table.error_about("addr", format!("names {one}{where_else}"));
     }
-    let mut file = |key, what: &str, example: &str| {
-        let file = table.required(key, |value| match value::string(value)? {
-            "" => {
-                Err(Wrong::from(format!("is the path of the {what}, and empty here")).hint(format!("write {example}")))
-            }
-            file => Ok(PathBuf::from(file)),
-        });
-        file.map(|file| folder.join(file))
-    };
+    let mut file = |key, what, example| table.required(key, value::path(what, example)).map(|file| folder.join(file));
     let cert = file("cert", "certificate, a PEM file", "cert = \"cert.pem\"");
     let key = file("key", "certificate's private key, a PEM file", "key = \"key.pem\"");
     Some(TlsListenConfig { addr: addr?, cert: cert?, key: key? })
@@ -312,39 +239,34 @@ fn network(value: &toml::de::DeValue<'_>) -> Result<IpNet, Wrong> {
 
 fn keys(mut table: Section<'_, '_>, folder: &Path) -> KeysConfig {
     table.refuse("store");
-    let file = table.value("file", |value| match value::string(value)? {
-        "" => Err(Wrong::from("is the path of the keys file, and empty here").hint("write file = \"keys.toml\"")),
-        file => Ok(PathBuf::from(file)),
-    });
+    let file = table.value("file", value::path("keys file", "file = \"keys.toml\""));
     KeysConfig { file: folder.join(file.unwrap_or(KeysConfig::default().file)) }
 }
 
+fn agents(mut table: Section<'_, '_>, folder: &Path) -> AgentsConfig {
+    let default = AgentsConfig::default();
+    let tokens = table.value("tokens", value::path("agents file", "tokens = \"agents.toml\", or leave it out"));
+    let idle_channels = table.value("idle_channels", value::whole(IDLE_CHANNELS));
+    AgentsConfig {
+        tokens: tokens.map(|file| folder.join(file)),
+        idle_channels: idle_channels.and_then(|number| number.try_into().ok()).unwrap_or(default.idle_channels),
+    }
+}
+
 fn embedded_agent(mut table: Section<'_, '_>, gateway_node_id: &str) -> Option<EmbeddedAgentConfig> {
-    let slug = table.required("slug", |value| Ok(names::slug(value::string(value)?)?));
-    let country = table.required("country", |value| Ok(names::country(value::string(value)?)?));
-    let node_id = table.value("node_id", |value| Ok(names::node_id(value::string(value)?)?));
+    let slug = table.required("slug", value::text(names::slug));
+    let country = table.required("country", value::text(names::country));
+    let node_id = table.value("node_id", value::text(names::node_id));
     let node_id = node_id.unwrap_or_else(|| gateway_node_id.to_owned());
     Some(EmbeddedAgentConfig { slug: slug?, country: country?, node_id })
 }
 
-fn egress(mut table: Section<'_, '_>, folder: &Path) -> EgressConfig {
-    let rule = |value: &toml::de::DeValue<'_>| Ok(value::string(value)?.parse::<EgressRule>()?);
-    let allow = table.list("allow", "[\"10.0.0.0/8\", \"db.example.com\"]", rule).unwrap_or_default();
-    let deny = table.list("deny", "[\"10.0.0.0/8\", \"db.example.com\"]", rule).unwrap_or_default();
-    let ca_file = table.value("ca_file", |value| Ok(value::string(value)?.to_owned()));
-    let ca_file = ca_file.filter(|file| !file.is_empty()).map(|file| folder.join(file));
-    table.refuse_unless("proxy", |value| value.as_str() == Some(""));
-    EgressConfig { allow, deny, ca_file }
-}
-
 fn limits(mut table: Section<'_, '_>) -> LimitsConfig {
     let default = LimitsConfig::default();
-    let mut duration = |key, range, default| table.value(key, value::duration(range)).unwrap_or(default);
-    let header_timeout = duration("header_timeout", TIMEOUT, default.header_timeout);
-    let connect_timeout = duration("connect_timeout", TIMEOUT, default.connect_timeout);
-    let target_timeout = duration("target_timeout", TIMEOUT, default.target_timeout);
-    let drain = duration("drain", DRAIN, default.drain);
-    let tcp_keepalive = duration("tcp_keepalive", KEEPALIVE, default.tcp_keepalive);
+    let mut timeout = |key, default| table.value(key, value::duration(TIMEOUT)).unwrap_or(default);
+    let header_timeout = timeout("header_timeout", default.header_timeout);
+    let connect_timeout = timeout("connect_timeout", default.connect_timeout);
+    let AgentLimits { target_timeout, drain, tcp_keepalive } = tables::agent_limits(&mut table);
     let mut count = |key, default| table.value(key, value::whole(1..=MAX_CONNECTIONS)).unwrap_or(default);
     let max_sessions = count("max_sessions", default.max_sessions);
     let max_pending = count("max_pending", default.max_pending);
@@ -352,11 +274,7 @@ fn limits(mut table: Section<'_, '_>) -> LimitsConfig {
 }
 
 fn admin(mut table: Section<'_, '_>, listen: &ListenConfig) -> AdminConfig {
-    let addr = table.value("addr", |value| match value.as_str() {
-        Some("") => Ok(None),
-        _ => value::socket_addr(value).map(Some),
-    });
-    let addr = addr.unwrap_or(AdminConfig::default().addr);
+    let addr = tables::admin_addr(&mut table).unwrap_or(AdminConfig::default().addr);
     if let Some(addr) = addr.filter(|addr| addr.port() != 0 && listen.addr.contains(addr)) {
         table.error_about("addr", format!("names {addr}, which [listen] names already"));
     }
@@ -379,11 +297,6 @@ fn public_url(text: &str) -> Result<String, Wrong> {
         return Err(wrong("is the address without \"/ws\", which is added"));
     }
     Ok(base.to_owned())
-}
-
-fn host_name() -> Option<String> {
-    let name = hostname::get().ok()?;
-    names::node_id(name.to_str()?).ok()
 }
 
 #[cfg(test)]

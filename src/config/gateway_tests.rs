@@ -30,11 +30,12 @@ fn seconds(seconds: u64) -> Duration {
 fn an_empty_file_means_the_defaults() {
     let config = parse("").unwrap();
     assert_eq!(config, GatewayConfig::default());
-    assert_eq!(config.node_id, host_name().unwrap_or_else(|| "localhost".to_owned()));
+    assert_eq!(config.node_id, tables::host_name().unwrap_or_else(|| "localhost".to_owned()));
     assert_eq!(config.public_url, None);
     assert_eq!(config.runtime, RuntimeConfig { workers: 0, driver: Driver::Auto });
     assert_eq!(config.listen.addr, ["127.0.0.1:8080".parse().unwrap()]);
     assert_eq!(config.keys.file, Path::new("keys.toml"));
+    assert_eq!(config.agents, AgentsConfig { tokens: None, idle_channels: 4 });
     assert_eq!(config.embedded_agent, None);
     assert_eq!(config.egress, EgressConfig { allow: vec![], deny: vec![], ca_file: None });
     let limits = LimitsConfig {
@@ -64,6 +65,8 @@ fn a_file_that_spells_the_defaults_out_means_them_too() {
         addr = "127.0.0.1:9091"
         [keys]
         file = "keys.toml"
+        [agents]
+        idle_channels = 4
         [egress]
         allow = []
         deny = []
@@ -94,6 +97,9 @@ fn every_key_is_read() {
         addr = ["0.0.0.0:80", "[::]:8080"]
         [keys]
         file = "customers.toml"
+        [agents]
+        tokens = "tokens.toml"
+        idle_channels = 9
         [embedded_agent]
         slug = "De1"
         country = "de"
@@ -124,6 +130,7 @@ fn every_key_is_read() {
         },
         admin: AdminConfig { addr: Some("127.0.0.1:9092".parse().unwrap()) },
         keys: KeysConfig { file: "customers.toml".into() },
+        agents: AgentsConfig { tokens: Some("tokens.toml".into()), idle_channels: 9 },
         embedded_agent: Some(EmbeddedAgentConfig {
             slug: "De1".into(),
             country: "DE".into(),
@@ -275,6 +282,20 @@ fn a_wrong_value_is_named_with_its_line_and_what_to_write() {
             "file = ''",
             "\"file\" in [keys] is the path of the keys file, and empty here; write file = \"keys.toml\"".into(),
         ),
+        (
+            "[agents]",
+            "tokens = ''",
+            "\"tokens\" in [agents] is the path of the agents file, and empty here; write tokens = \"agents.toml\", \
+             or leave it out"
+                .into(),
+        ),
+        ("[agents]", "tokens = ['rwa_x']", "\"tokens\" in [agents] is a text in quotes, not a list".into()),
+        ("[agents]", "idle_channels = 0", "\"idle_channels\" in [agents] is a whole number from 1 to 64, not 0".into()),
+        (
+            "[agents]",
+            "idle_channels = 65",
+            "\"idle_channels\" in [agents] is a whole number from 1 to 64, not 65".into(),
+        ),
         ("[keys]", "file = []", "\"file\" in [keys] is a text in quotes, not a list".into()),
         ("[egress]", "allow = '10.0.0.0/8'", format!("\"allow\" in [egress] is a list, not \"10.0.0.0/8\"; {rules}")),
         ("[egress]", "deny = [1]", "\"deny\" in [egress] is a text in quotes, not 1".into()),
@@ -388,7 +409,6 @@ fn what_is_not_built_is_refused_by_name() {
     for (text, message) in [
         ("[runtime]\nrelay = 'auto'", "2: \"relay\" in [runtime] is not supported by this version yet; leave it out"),
         ("[keys]\nstore = 'x'", "2: \"store\" in [keys] is not supported by this version yet; leave it out"),
-        ("[agents]\ntokens = 'x'", "1: [agents] is not supported by this version yet; leave it out"),
         ("[egress]\nproxy = 'x'", "2: \"proxy\" in [egress] is not supported by this version yet; leave it out"),
     ] {
         assert_eq!(errors(text), format!("gateway.toml:{message}"), "{text}");
@@ -397,14 +417,15 @@ fn what_is_not_built_is_refused_by_name() {
 
 #[test]
 fn relative_paths_count_from_the_files_folder() {
-    let text = "[keys]\nfile = 'a/keys.toml'\n[egress]\nca_file = '../ca.pem'";
-    for (path, keys, ca_file) in [
-        ("/etc/ringway/gateway.toml", "/etc/ringway/a/keys.toml", "/etc/ringway/../ca.pem"),
-        ("conf/gateway.toml", "conf/a/keys.toml", "conf/../ca.pem"),
-        ("gateway.toml", "a/keys.toml", "../ca.pem"),
+    let text = "[keys]\nfile = 'a/keys.toml'\n[agents]\ntokens = 'a.toml'\n[egress]\nca_file = '../ca.pem'";
+    for (path, keys, tokens, ca_file) in [
+        ("/etc/ringway/gateway.toml", "/etc/ringway/a/keys.toml", "/etc/ringway/a.toml", "/etc/ringway/../ca.pem"),
+        ("conf/gateway.toml", "conf/a/keys.toml", "conf/a.toml", "conf/../ca.pem"),
+        ("gateway.toml", "a/keys.toml", "a.toml", "../ca.pem"),
     ] {
         let config = GatewayConfig::parse(text, Path::new(path)).unwrap();
         assert_eq!(config.keys.file, Path::new(keys));
+        assert_eq!(config.agents.tokens.as_deref(), Some(Path::new(tokens)));
         assert_eq!(config.egress.ca_file.as_deref(), Some(Path::new(ca_file)));
     }
     let path = Path::new("/etc/ringway/gateway.toml");
@@ -432,7 +453,7 @@ addr = [
 [embedded_agent]
 [egress]
 deny = ['a b', 'ok.example.com', '1.2.3']
-[agents]
+[agent]
 ";
     let errors = parse(text).unwrap_err().0;
     let lines: Vec<_> = errors.iter().map(|error| error.line.unwrap()).collect();

@@ -2,7 +2,6 @@
 //!
 //! Owns [`KeyEntry`], one `[[key]]`. A key itself never stands in the file, only its SHA-256, and whatever stands in
 //! that place is never repeated in an error: people paste the key there.
-use std::collections::HashMap;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
@@ -10,7 +9,7 @@ use toml::de::DeValue;
 use toml::value::{Date, Datetime, Offset, Time};
 
 use super::error::{ConfigErrors, Wrong};
-use super::reader::{self, Section};
+use super::reader::{self, FirstOffsets, Section};
 use super::{names, read_file, value};
 
 /// Tokens a second of an entry that names no rate.
@@ -18,8 +17,6 @@ pub const DEFAULT_RATE: f64 = 10.0;
 /// One session in thirty years to a million a second: what lies outside is a typing error, and within it the bucket's
 /// arithmetic in nanoseconds stays exact enough.
 const RATE: std::ops::RangeInclusive<f64> = 1e-9..=1e6;
-/// `printf '' | sha256sum`: made from a variable that was empty. No client can ever present that key.
-const SHA256_OF_NOTHING: &str = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
 
 /// One key, known by the hash of its bytes.
 #[derive(Debug, Clone, PartialEq)]
@@ -53,11 +50,10 @@ pub fn parse(text: &str, path: &Path) -> Result<Vec<KeyEntry>, ConfigErrors> {
     })
 }
 
-/// Where each id and hash stood first.
 #[derive(Default)]
 struct Seen {
-    ids: HashMap<String, usize>,
-    hashes: HashMap<[u8; 32], usize>,
+    ids: FirstOffsets<String>,
+    hashes: FirstOffsets<[u8; 32]>,
 }
 
 fn entry(table: &mut Section<'_, '_>, seen: &mut Seen) -> Option<KeyEntry> {
@@ -65,29 +61,16 @@ fn entry(table: &mut Section<'_, '_>, seen: &mut Seen) -> Option<KeyEntry> {
         // Whatever stands there may be the key itself, so it is not repeated.
         Ok(names::key_id(value.as_str().ok_or("is a text in quotes")?)?)
     });
-    let sha256 = table.required("sha256", sha256);
+    let sha256 = table.required("sha256", value::sha256("key", MAKE_ONE));
     let rate = table.value("rate", rate_value);
     let burst = table.value("burst", value::whole(1..=u64::from(u32::MAX)));
     let max_sessions = table.value("max_sessions", value::whole(1..=u64::MAX));
     let expires = table.value("expires", expires_value);
-    if let Some(id) = &id {
-        let first = *seen.ids.entry(id.clone()).or_insert(table.offset());
-        refuse_second(table, "id", first);
-    }
-    if let Some(sha256) = sha256 {
-        let first = *seen.hashes.entry(sha256).or_insert(table.offset());
-        refuse_second(table, "sha256", first);
-    }
+    table.refuse_second("id", id.as_ref(), &mut seen.ids);
+    table.refuse_second("sha256", sha256.as_ref(), &mut seen.hashes);
     let rate = rate.unwrap_or(DEFAULT_RATE);
     let burst = burst.and_then(|burst| u32::try_from(burst).ok()).unwrap_or_else(|| default_burst(rate));
     Some(KeyEntry { id: id?, sha256: sha256?, rate, burst, max_sessions, expires })
-}
-
-fn refuse_second(table: &mut Section<'_, '_>, key: &'static str, first: usize) {
-    if first != table.offset() {
-        let line = table.line_of(first);
-        table.error_about(key, format!("is that of the [[key]] in line {line} already"));
-    }
 }
 
 /// The capacity of a bucket whose entry names none: the rate rounded up.
@@ -126,28 +109,7 @@ fn expires_value(value: &DeValue<'_>) -> Result<SystemTime, Wrong> {
     expires(&text).map_err(|wrong| format!("{wrong}; not {}", value::show(value)).into())
 }
 
-fn sha256(value: &DeValue<'_>) -> Result<[u8; 32], Wrong> {
-    let text = value.as_str().unwrap_or_default();
-    if text.eq_ignore_ascii_case(SHA256_OF_NOTHING) {
-        return Err(Wrong::from("is the hash of no bytes at all: what was hashed was empty").hint(MAKE_ONE));
-    }
-    let wrong = "is the SHA-256 of the key as 64 hex digits, not the key itself (what stands there is not shown)";
-    hex(text).ok_or_else(|| Wrong::from(wrong).hint(MAKE_ONE))
-}
-
 const MAKE_ONE: &str = "`ringway key new --id NAME` makes a key and its entry";
-
-fn hex(text: &str) -> Option<[u8; 32]> {
-    let mut bytes = [0; 32];
-    if text.len() != 2 * bytes.len() {
-        return None;
-    }
-    let digit = |byte: u8| char::from(byte).to_digit(16).and_then(|digit| u8::try_from(digit).ok());
-    for (byte, pair) in bytes.iter_mut().zip(text.as_bytes().chunks_exact(2)) {
-        *byte = digit(pair[0])? << 4 | digit(pair[1])?;
-    }
-    Some(bytes)
-}
 
 /// `None` for a moment without date, time or offset, which is a different one for everybody.
 fn system_time(moment: Datetime) -> Option<SystemTime> {

@@ -21,20 +21,26 @@ pub enum FileKind {
 impl FileKind {
     /// Only a file without any key is told by its name: an empty keys.toml and an empty gateway.toml are both valid.
     pub fn detect(text: &str, path: &Path) -> Self {
-        /// Keys that agent.toml has at its top and gateway.toml has not.
-        const AGENT_KEYS: [&str; 6] = ["gateways", "token_file", "slug", "country", "insecure", "max_sessions"];
+        /// Keys of agent.toml that gateway.toml has nowhere.
+        const OF_AGENT_ALONE: [&str; 3] = ["gateways", "token_file", "insecure"];
+        /// Keys that agent.toml has at its top, and gateway.toml in a table.
+        const OF_AGENT: [&str; 4] = ["slug", "country", "max_sessions", "ca_file"];
         let (root, _) = DeTable::parse_recoverable(text);
         let root = root.get_ref();
         if root.is_empty() {
             return Self::by_name(path);
         }
+        let number_of = |keys: &[&str]| keys.iter().filter(|key| root.contains_key(**key)).count();
+        let is_list = |key| root.get(key).is_some_and(|value| value.get_ref().is_array());
         match () {
             () if root.contains_key("key") => Self::Keys,
-            // Misspelt: gateway.toml has a table of that name, not a list of tables.
-            () if root.get("keys").is_some_and(|keys| keys.get_ref().is_array()) => Self::Keys,
             () if root.contains_key("agent") => Self::Agents,
+            // Misspelt: gateway.toml has tables of these names, not lists of tables.
+            () if is_list("keys") => Self::Keys,
+            () if is_list("agents") => Self::Agents,
+            () if number_of(&OF_AGENT_ALONE) >= 1 => Self::Agent,
             // Several, as one of them alone may be a line that slipped above its table.
-            () if AGENT_KEYS.iter().filter(|key| root.contains_key(**key)).count() >= 2 => Self::Agent,
+            () if number_of(&OF_AGENT) >= 2 => Self::Agent,
             () => Self::Gateway,
         }
     }
@@ -61,7 +67,12 @@ mod tests {
             ("[key]\nid = 'a'", FileKind::Keys),
             ("[[keys]]\nid = 'a'", FileKind::Keys),
             ("[[agent]]\nslug = 'a'", FileKind::Agents),
+            ("[[agents]]\nslug = 'a'", FileKind::Agents),
             ("slug = 'a'\ncountry = 'DE'", FileKind::Agent),
+            ("gateways = 'x'", FileKind::Agent),
+            ("token_file = 'x'\n[egress]", FileKind::Agent),
+            ("[agents]\ntokens = 'x'", FileKind::Gateway),
+            ("slug = 'a'\n[embedded_agent]", FileKind::Gateway),
             ("gateways = []\ntoken_file = 'x'\n[limits]", FileKind::Agent),
             ("[listen]\naddr = []", FileKind::Gateway),
             ("[keys]\nfile = 'x'", FileKind::Gateway),

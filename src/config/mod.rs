@@ -1,4 +1,5 @@
-//! The files a user writes: gateway.toml and keys.toml, with errors that say where and what to write instead.
+//! The files a user writes: gateway.toml, agent.toml, keys.toml and agents.toml, with errors that say where and what to
+//! write instead.
 //!
 //! Owns every key, its default, its limits and the words with which a wrong one is refused. A key that is unknown, or
 //! known but not built yet, is an error and never ignored; all problems of a file are reported together. Must never
@@ -7,7 +8,10 @@
 //! | module | owns |
 //! | --- | --- |
 //! | [`gateway`] | gateway.toml |
+//! | [`agent`] | agent.toml, and the token that it points at |
+//! | `tables` | what those two have alike |
 //! | [`keys`] | keys.toml |
+//! | [`agents`] | agents.toml |
 //! | [`egress`] | one rule of `[egress] allow` and `deny` |
 //! | [`certs`] | PEM files that a configuration names |
 //! | [`kind`] | which of the files a text is |
@@ -23,12 +27,14 @@ pub mod keys;
 pub mod kind;
 pub mod names;
 mod reader;
+mod tables;
 pub mod units;
 mod value;
 
 use std::path::Path;
 
 pub use agent::AgentConfig;
+pub use agents::AgentEntry;
 pub use egress::EgressRule;
 pub use error::{ConfigError, ConfigErrors};
 pub use gateway::GatewayConfig;

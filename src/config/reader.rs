@@ -4,6 +4,8 @@
 //! an unknown key, and what was asked for is what a misspelt key is compared with. So a key is named in one place, and
 //! the list of valid keys cannot fall behind. The tree is walked by hand, not through serde's derive, because that
 //! stops at the first error and repeats the offending value, which may be a secret.
+use std::collections::HashMap;
+use std::hash::Hash;
 use std::path::Path;
 
 use toml::Spanned;
@@ -61,6 +63,9 @@ struct Known {
     is_table: bool,
 }
 
+/// At which offset the table stood in which a value came first.
+pub(super) type FirstOffsets<T> = HashMap<T, usize>;
+
 /// A table that is being read; present or not, so that its keys are known and its defaults apply either way.
 pub(super) struct Section<'f, 't> {
     file: &'f mut File<'t>,
@@ -75,16 +80,6 @@ impl<'t> Section<'_, 't> {
         self.table.is_some()
     }
 
-    /// Where the table stands; [`Self::line_of`] makes a line of it.
-    pub fn offset(&self) -> usize {
-        self.offset
-    }
-
-    /// The line, from 1, of an offset. Walks the file: for errors only.
-    pub fn line_of(&self, offset: usize) -> usize {
-        position(self.file.text, offset).0
-    }
-
     /// A value, or `None` if it is absent or wrong; if it is wrong, the error is noted.
     pub fn value<T>(&mut self, key: &'static str, read: impl FnOnce(&DeValue<'t>) -> Result<T, Wrong>) -> Option<T> {
         let value = self.get(key, false)?.1;
@@ -95,7 +90,8 @@ impl<'t> Section<'_, 't> {
     pub fn required<T>(&mut self, key: &'static str, read: impl FnOnce(&DeValue<'t>) -> Result<T, Wrong>) -> Option<T> {
         let present = self.get(key, false).is_some();
         if !present && self.is_present() {
-            self.error(format!("{} needs {key:?}", self.label));
+            let what = if self.label.is_empty() { "the file" } else { self.label };
+            self.error(format!("{what} needs {key:?}"));
         }
         self.value(key, read)
     }
@@ -105,7 +101,7 @@ impl<'t> Section<'_, 't> {
         &mut self,
         key: &'static str,
         example: &str,
-        read: impl Fn(&DeValue<'t>) -> Result<T, Wrong>,
+        mut read: impl FnMut(&DeValue<'t>) -> Result<T, Wrong>,
     ) -> Option<Vec<T>> {
         let value = self.get(key, false)?.1;
         let Some(items) = value.get_ref().as_array() else {
@@ -177,6 +173,21 @@ impl<'t> Section<'_, 't> {
     pub fn error_about(&mut self, key: &'static str, wrong: impl Into<Wrong>) {
         let offset = self.get(key, false).map_or(self.offset, |(_, value)| value.span().start);
         self.wrong(key, offset, wrong.into());
+    }
+
+    /// Notes an error about a key whose value one of the tables before has too; `seen` are theirs.
+    pub fn refuse_second<T: Clone + Eq + Hash>(
+        &mut self,
+        key: &'static str,
+        value: Option<&T>,
+        seen: &mut FirstOffsets<T>,
+    ) {
+        let Some(value) = value else { return };
+        let first = *seen.entry(value.clone()).or_insert(self.offset);
+        if first != self.offset {
+            let line = position(self.file.text, first).0;
+            self.error_about(key, format!("is that of the {} in line {line} already", self.label));
+        }
     }
 
     fn get(&mut self, key: &'static str, is_table: bool) -> Option<(&'t Spanned<Name<'t>>, &'t Spanned<DeValue<'t>>)> {
@@ -348,7 +359,7 @@ mod tests {
             let mut lines = Vec::new();
             root.each_table("item", "[[item]]", |item| {
                 if item.is_present() {
-                    lines.push(item.line_of(item.offset()));
+                    lines.push(position(item.file.text, item.offset).0);
                 }
                 item.value("size", whole(1..=9));
             });

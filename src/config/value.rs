@@ -5,6 +5,7 @@
 //! where a secret is expected; of one that slipped into the wrong line it repeats nothing.
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use toml::de::DeValue;
@@ -15,9 +16,55 @@ use super::units;
 /// Longer names and texts are not repeated in errors: what we expect is hardly ever as long, but a secret in the wrong
 /// place is.
 pub(super) const MAX_SHOWN: usize = 30;
+/// `printf '' | sha256sum`: made from a variable that was empty. Nobody can ever present that secret.
+const SHA256_OF_NOTHING: [u8; 32] = [
+    0xe3, 0xb0, 0xc4, 0x42, 0x98, 0xfc, 0x1c, 0x14, 0x9a, 0xfb, 0xf4, 0xc8, 0x99, 0x6f, 0xb9, 0x24, 0x27, 0xae, 0x41,
+    0xe4, 0x64, 0x9b, 0x93, 0x4c, 0xa4, 0x95, 0x99, 0x1b, 0x78, 0x52, 0xb8, 0x55,
+];
 
 pub(super) fn string<'v>(value: &'v DeValue<'_>) -> Result<&'v str, Wrong> {
     value.as_str().ok_or_else(|| format!("is a text in quotes, not {}", show(value)).into())
+}
+
+/// A text that `read` understands, whose error is a sentence without a full stop.
+pub(super) fn text<T>(read: impl Fn(&str) -> Result<T, String>) -> impl Fn(&DeValue<'_>) -> Result<T, Wrong> {
+    move |value| Ok(read(string(value)?)?)
+}
+
+/// The path of a file: `what` it is, and what to write instead of an empty one.
+pub(super) fn path(what: &str, example: &str) -> impl Fn(&DeValue<'_>) -> Result<PathBuf, Wrong> {
+    move |value| match string(value)? {
+        "" => Err(Wrong::from(format!("is the path of the {what}, and empty here")).hint(format!("write {example}"))),
+        file => Ok(PathBuf::from(file)),
+    }
+}
+
+/// The SHA-256 of a secret, as hex digits. What stands there instead is never repeated: people paste the secret.
+/// `what` the secret is, and `make_one`: which command makes it.
+pub(super) fn sha256(what: &str, make_one: &str) -> impl Fn(&DeValue<'_>) -> Result<[u8; 32], Wrong> {
+    move |value| {
+        let text = value.as_str().unwrap_or_default();
+        let wrong = match hex(text) {
+            Some(SHA256_OF_NOTHING) => "is the hash of no bytes at all: what was hashed was empty".to_owned(),
+            Some(bytes) => return Ok(bytes),
+            None => format!(
+                "is the SHA-256 of the {what} as 64 hex digits, not the {what} itself (what stands there is not shown)"
+            ),
+        };
+        Err(Wrong::from(wrong).hint(make_one))
+    }
+}
+
+fn hex(text: &str) -> Option<[u8; 32]> {
+    let mut bytes = [0; 32];
+    if text.len() != 2 * bytes.len() {
+        return None;
+    }
+    let digit = |byte: u8| char::from(byte).to_digit(16).and_then(|digit| u8::try_from(digit).ok());
+    for (byte, pair) in bytes.iter_mut().zip(text.as_bytes().chunks_exact(2)) {
+        *byte = digit(pair[0])? << 4 | digit(pair[1])?;
+    }
+    Some(bytes)
 }
 
 pub(super) fn boolean(value: &DeValue<'_>) -> Result<bool, Wrong> {

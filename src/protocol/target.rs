@@ -98,6 +98,19 @@ impl Target {
         if self.port == default_port(self.tls) { self.host.to_string() } else { self.host_and_port() }
     }
 
+    /// The URL that [`Self::parse`] makes this target of again, but for the credentials: its port always written, IPv6
+    /// in brackets. Path and query are in it, so it is not for logs.
+    #[must_use]
+    pub fn to_url(&self) -> String {
+        format!("{}://{}{}", self.scheme(), self.host_and_port(), self.path_and_query)
+    }
+
+    /// `ws` or `wss`.
+    #[must_use]
+    pub fn scheme(&self) -> &'static str {
+        if self.tls { "wss" } else { "ws" }
+    }
+
     /// The form for logs: host and port, and nothing that could be a secret.
     #[must_use]
     pub fn host_and_port(&self) -> String {
@@ -115,8 +128,7 @@ impl Target {
 /// Scheme, host and port only.
 impl fmt::Debug for Target {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let scheme = if self.tls { "wss" } else { "ws" };
-        write!(f, "Target({scheme}://{})", self.host_and_port())
+        write!(f, "Target({}://{})", self.scheme(), self.host_and_port())
     }
 }
 
@@ -295,6 +307,21 @@ mod tests {
     }
 
     #[test]
+    fn a_url_of_its_parts() {
+        for (text, url) in [
+            ("ws://h", "ws://h:80/"),
+            ("WSS://Bücher.Example./a b?", "wss://xn--bcher-kva.example.:443/a%20b?"),
+            ("wss://user:hunter2@[2001:DB8::1]:8443/a?b=c", "wss://[2001:db8::1]:8443/a?b=c"),
+            ("ws://0x7f.1:443?x", "ws://127.0.0.1:443/?x"),
+            ("ws://[::ffff:127.0.0.1]/", "ws://[::ffff:7f00:1]:80/"),
+        ] {
+            let target = parse(text);
+            assert_eq!(target.to_url(), url, "{text}");
+            assert_eq!(parse(url), Target { basic: None, ..target }, "{text}");
+        }
+    }
+
+    #[test]
     fn userinfo_becomes_basic() {
         let table = [
             ("ws://h/", None),
@@ -374,15 +401,9 @@ mod tests {
                 prop_assert!(target.authority().bytes().all(|b| b.is_ascii_graphic()));
                 prop_assert_ne!(target.port, 0);
                 // Reading our own spelling again gives the same target.
-                let scheme = if target.tls { "wss" } else { "ws" };
-                let again = parse(&format!("{scheme}://{}{}", target.host_and_port(), target.path_and_query));
-                prop_assert_eq!(again, Target { basic: None, ..target });
+                let url = target.to_url();
+                prop_assert_eq!(parse(&url), Target { basic: None, ..target }, "{}", url);
             }
         }
-    }
-}
-impl Target {
-    pub fn to_url(&self) -> String {
-        format!("{}://{}{}", if self.tls { "wss" } else { "ws" }, self.host_and_port(), self.path_and_query)
     }
 }

@@ -18,12 +18,13 @@ COMMANDS = {
     "gateway": ["-c", "--config", "--ready-fd"],
     "check": ["-c", "--config"],
     "key": ["new"],
+    "agent-token": ["new"],
     "connect": ["--gateway", "--key", "--geo", "--agent", "-H", "--cookie", "--idle-timeout", "--ca-file", "--insecure", "--text", "--binary", "-x", "-w", "--no-color", "<URL>"],
     "echo": ["--listen", "--ready-fd"],
     "completions": ["bash", "zsh", "fish", "elvish", "powershell"],
     "man": ["--dir"],
 }
-SUBCOMMANDS = {"key new": ["--id", "--rate", "--burst", "--max-sessions", "--expires", "--file"]}
+SUBCOMMANDS = {"key new": ["--id", "--rate", "--burst", "--max-sessions", "--expires", "--file"], "agent-token new": ["--slug", "--country", "--file"]}
 
 
 def ringway(*words: str, code: int = 0) -> str:
@@ -117,7 +118,8 @@ def test_man_page():
     page = ringway("man")
     assert page.startswith(".") and ".SH NAME" in page
     for command in COMMANDS:
-        assert f"ringway\\-{command}(1)" in page, command
+        name = command.replace("-", "\\-")
+        assert f"ringway\\-{name}(1)" in page, command
 
 
 def test_man_pages(tmp_path):

@@ -253,6 +253,7 @@ WRONG = {
     "driver": (re.sub(r'driver = ".*"', 'driver = "kqueue"', GOOD), "driver"),
     "addr": (GOOD.replace('"127.0.0.1:0"', '"nonsense"'), "addr"),
     "egress": (GOOD.replace('"127.0.0.0/8"', '"127.0.0.0/99"'), "allow"),
+    "idle_channels": (GOOD + "[agents]\nidle_channels = 0\n", "idle_channels"),
     "country": (GOOD.replace('country = "DE"', 'country = "Germany"'), "country"),
     "slug missing": (GOOD.replace('slug = "de1"\n', ""), "slug"),
     "certificate missing": (GOOD + '[listen.tls]\naddr = ["127.0.0.1:0"]\ncert = "c.pem"\nkey = "k.pem"\n', "c.pem"),
@@ -262,7 +263,6 @@ WRONG = {
 }
 UNBUILT = {
     "keys.store": (GOOD.replace('file = "keys.toml"', 'file = "keys.toml"\nstore = "redis://127.0.0.1:6379"'), "store"),
-    "agents.tokens": (GOOD + '[agents]\ntokens = "agents.toml"\n', "agents"),
     "egress.proxy": (GOOD.replace("[egress]", '[egress]\nproxy = "http://127.0.0.1:3128"'), "proxy"),
     "runtime.relay": (GOOD.replace("[runtime]", '[runtime]\nrelay = "ring"'), "relay"),
 }

@@ -174,7 +174,7 @@ async fn open(
         (header::PROCESS, &shared.process),
     ];
     all.extend_from_slice(headers);
-    let request = upgrade::request(&format!("{}{path}", gateway.path), &authority, &shared.token.load(), &all);
+    let request = upgrade::request(&format!("{}{path}", gateway.path), &authority, shared.token.load().reveal(), &all);
     socket.send_bytes(&request).await.map_err(|error| broken(&error))?;
     let mut input = Vec::new();
     loop {
