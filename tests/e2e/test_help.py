@@ -16,6 +16,7 @@ COMMANDS = {
     # In the order of the help; what the contract gives each of them.
     "dev": ["--ca-file", "--ready-fd"],
     "gateway": ["-c", "--config", "--ready-fd"],
+    "agent": ["-c", "--config", "--ready-fd"],
     "check": ["-c", "--config"],
     "key": ["new"],
     "agent-token": ["new"],
@@ -86,14 +87,16 @@ def blocks(document: Path, language: str) -> list[str]:
 
 
 def test_configuration_that_is_shown_is_right(tmp_path):
-    """gateway.toml and keys.toml as README and docs have them pass `ringway check`: each block, and README's together"""
+    """The files as README and docs have them pass `ringway check`: each block, and README's together"""
     identity = Authority(tmp_path).identity("localhost").read_bytes()
-    for name, content in (("cert.pem", identity), ("key.pem", identity), ("keys.toml", b"")):
+    for name, content in (("cert.pem", identity), ("key.pem", identity), ("keys.toml", b""), ("agents.toml", b""), ("agent.token", b"token"), ("private-ca.pem", identity)):
         (tmp_path / name).write_bytes(content)
-    shown = [*blocks(README, "toml"), "\n".join(blocks(README, "toml")), *blocks(CONFIGURATION, "toml")]
+    of_gateway = [text for text in blocks(README, "toml") if "gateways = " not in text]
+    shown = [*blocks(README, "toml"), "\n".join(of_gateway), *blocks(CONFIGURATION, "toml")]
     assert len(shown) >= 6
     for text in shown:
-        file = tmp_path / ("keys.toml" if "[[key]]" in text else "gateway.toml")
+        kinds = {"[[key]]": "keys.toml", "[[agent]]": "agents.toml", "gateways = ": "agent.toml"}
+        file = tmp_path / next((name for mark, name in kinds.items() if mark in text), "gateway.toml")
         file.write_text(text)
         assert f"{file}: ok" in ringway("check", "-c", str(file)), text
 

@@ -18,7 +18,7 @@ from harness.frames import BINARY, masked
 from harness.files import Fifo
 from harness.process import ROOT, binary, gateway_config, key_entry, toml
 
-UNIT = ROOT / "packaging" / "systemd" / "ringway-gateway.service"
+UNITS = [ROOT / "packaging" / "systemd" / f"ringway-{name}.service" for name in ("gateway", "agent")]
 MOST_EXPOSURE = 2.0
 """What `systemd-analyze security` may give the unit, of 10. Most of it is that a relay needs the network."""
 
@@ -289,31 +289,34 @@ async def test_exit_code_1_for_what_fails(world):
 
 
 # --- the unit -----------------------------------------------------------------------------------------------------------------
-def analyze(folder: Path, *words: str) -> str:
+def analyze(folder: Path, of: Path, *words: str) -> str:
     if shutil.which("systemd-analyze") is None:
         pytest.skip("systemd-analyze is not installed (on Debian: apt-get install systemd)")
     # Its paths are those of an installed ringway; here they name this binary.
-    unit = folder / UNIT.name
-    unit.write_text(UNIT.read_text().replace("/usr/bin/ringway", binary()))
+    unit = folder / of.name
+    unit.write_text(of.read_text().replace("/usr/bin/ringway", binary()))
     ran = subprocess.run(["systemd-analyze", *words, str(unit)], capture_output=True, text=True, timeout=60)
     assert ran.returncode == 0, ran.stdout + ran.stderr
     return ran.stdout + ran.stderr
 
 
-def test_systemd_understands_the_unit(tmp_path):
+@pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.stem)
+def test_systemd_understands_the_unit(tmp_path, unit):
     """`systemd-analyze verify` has nothing to say"""
-    said = analyze(tmp_path, "verify")
-    assert UNIT.name not in said and "ringway" not in said, said
+    said = analyze(tmp_path, unit, "verify")
+    assert unit.name not in said and "ringway" not in said, said
 
 
-def test_the_unit_is_hardened(tmp_path):
+@pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.stem)
+def test_the_unit_is_hardened(tmp_path, unit):
     """`systemd-analyze security`: the overall exposure is low"""
-    said = analyze(tmp_path, "security", "--offline=true", "--no-pager")
+    said = analyze(tmp_path, unit, "security", "--offline=true", "--no-pager")
     exposure = float(re.search(r"Overall exposure level for \S+: ([\d.]+)", said)[1])
     assert exposure <= MOST_EXPOSURE, said
 
 
-def test_the_unit_allows_what_ringway_calls(tmp_path):
+@pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.stem)
+def test_the_unit_allows_what_ringway_calls(unit):
     """`SystemCallFilter=` has io_uring, epoll, pinning and limits, and none of the dangerous ones"""
     if shutil.which("systemd-analyze") is None:
         pytest.skip("systemd-analyze is not installed (on Debian: apt-get install systemd)")
@@ -326,7 +329,7 @@ def test_the_unit_allows_what_ringway_calls(tmp_path):
         return found
 
     allowed: set[str] = set()
-    for line in re.findall(r"^SystemCallFilter=(.*)$", UNIT.read_text(), re.M):
+    for line in re.findall(r"^SystemCallFilter=(.*)$", unit.read_text(), re.M):
         words = line.removeprefix("~").split()
         named = set().union(*(calls(word) if word.startswith("@") else {word} for word in words))
         allowed = allowed - named if line.startswith("~") else allowed | named
@@ -335,9 +338,10 @@ def test_the_unit_allows_what_ringway_calls(tmp_path):
     assert not allowed & {"mount", "ptrace", "bpf", "kexec_load", "init_module", "setuid", "chown", "reboot"}
 
 
-def test_the_unit_stops_later_than_the_gateway_drains():
+@pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.stem)
+def test_the_unit_stops_later_than_the_gateway_drains(unit):
     """TimeoutStopSec > drain; a mistake in the configuration is not tried again"""
-    unit = UNIT.read_text()
-    assert int(re.search(r"^TimeoutStopSec=(\d+)s$", unit, re.M)[1]) > 30
-    assert re.search(r"^RestartPreventExitStatus=2$", unit, re.M)
-    assert re.search(r"^ExecReload=\S*kill -HUP \$MAINPID$", unit, re.M)
+    text = unit.read_text()
+    assert int(re.search(r"^TimeoutStopSec=(\d+)s$", text, re.M)[1]) > 30
+    assert re.search(r"^RestartPreventExitStatus=2$", text, re.M)
+    assert re.search(r"^ExecReload=\S*kill -HUP \$MAINPID$", text, re.M)
