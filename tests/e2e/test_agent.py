@@ -189,7 +189,7 @@ async def test_stages_of_a_link_that_fails(world):
     tls = gateway_of(world, tls=Authority(world.folder()).server("127.0.0.1"))
     gone = gateway_of(world)
     gone.close()
-    agent = await agent_of(world, urls=["ws://no-such-host.invalid/agent", gone.url, tls.url, plain.url.replace("ws:", "wss:"), gateway.url])
+    agent = await agent_of(world, urls=["wss://no-such-host.invalid:80/agent", gone.url, tls.url, plain.url.replace("ws:", "wss:"), gateway.url])
     await agent.line(r"no link to the gateway: DNS: .*gateway=no-such-host.invalid:80")
     await agent.line(rf"no link to the gateway: TCP: connection refused.*:{gone.port}$")
     await agent.line(rf"no link to the gateway: TLS: its certificate is signed by nobody.*:{tls.port}$")
