@@ -6,6 +6,7 @@ use std::{
     os::fd::AsFd,
     pin::pin,
     rc::Rc,
+    sync::Arc,
     time::{Duration, Instant, SystemTime},
 };
 
@@ -243,7 +244,7 @@ async fn reach(
 async fn reach_through(
     worker: &Worker,
     record: &Record,
-    agent: &Agent,
+    agent: &Arc<Agent>,
     request: &ConnectRequest,
     timings: &Timings,
     deadline: Instant,

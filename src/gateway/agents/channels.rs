@@ -6,7 +6,6 @@ use std::{
     cell::RefCell,
     collections::{HashMap, VecDeque},
     pin::pin,
-    rc::Rc,
     sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
 };
@@ -38,7 +37,7 @@ pub struct Channels {
 
 impl Channels {
     /// A fresh channel of `agent` for this worker: for the session that has waited longest, or to be kept.
-    pub fn add(self: &Rc<Self>, worker: usize, agent: &Arc<Agent>, mut socket: Socket) {
+    pub fn add(&self, worker: usize, agent: &Arc<Agent>, mut socket: Socket) {
         while let Some(waiting) = self.next_waiting(agent.id) {
             match waiting.send(socket) {
                 Ok(()) => return,
@@ -48,7 +47,7 @@ impl Channels {
         }
         let (want, wanted) = oneshot::channel::<oneshot::Sender<Socket>>();
         self.idle.borrow_mut().entry(agent.id).or_default().push_back(want);
-        agent.idle[worker].fetch_add(1, Ordering::Relaxed);
+        agent.idle[worker].fetch_add(1, Ordering::SeqCst);
         let agent = agent.clone();
         sockets::set_user_timeout(&socket, Some(sockets::DEAD_LINK));
         monoio::spawn(async move {
@@ -60,7 +59,7 @@ impl Channels {
                     _ => None,
                 }
             };
-            agent.idle[worker].fetch_sub(1, Ordering::Relaxed);
+            agent.idle[worker].fetch_sub(1, Ordering::SeqCst);
             if let Some(want) = wanted {
                 sockets::set_user_timeout(&socket, None);
                 // Whoever wanted it may be gone: then the channel goes too, and the agent makes another.
@@ -86,27 +85,32 @@ impl Channels {
 
     /// A channel of `agent` for a session of this worker: one that is ready here, or at another worker, or a fresh one.
     /// `None`: none came until `deadline`, or the agent is lost.
-    pub async fn take(&self, agents: &Agents, worker: usize, agent: &Agent, deadline: Instant) -> Option<Socket> {
+    pub async fn take(&self, agents: &Agents, worker: usize, agent: &Arc<Agent>, deadline: Instant) -> Option<Socket> {
         if let Some(socket) = self.pop(agent.id).await {
             return Some(socket);
         }
-        if let Some(other) = agent.most_idle(worker) {
-            let (reply, handed) = oneshot::channel();
-            agents.tell(other, Errand::Take { agent: agent.id, reply });
-            let within = deadline.min(Instant::now() + HAND_OVER);
-            if let Some(Ok(Some(parcel))) = deadline::until(within, handed).await
-                && let Ok(socket) = Parcel::open(parcel)
-            {
-                return Some(socket);
-            }
+        if let Some(socket) = take_of_another(agents, worker, agent, deadline).await {
+            return Some(socket);
         }
-        let (hand, handed) = oneshot::channel();
+        let (hand, mut handed) = oneshot::channel();
         self.waiting.borrow_mut().entry(agent.id).or_default().push_back(hand);
-        agent.waiting[worker].fetch_add(1, Ordering::Relaxed);
-        agent.open(1);
-        let socket = deadline::until(deadline, handed).await;
-        agent.waiting[worker].fetch_sub(1, Ordering::Relaxed);
-        socket?.ok()
+        agent.waiting[worker].fetch_add(1, Ordering::SeqCst);
+        // One that another worker got just now: whoever kept it did not know yet that somebody waits here.
+        let taken = take_of_another(agents, worker, agent, deadline).await;
+        let socket = match taken {
+            Some(socket) => {
+                if let Ok(Some(second)) = handed.try_recv() {
+                    self.add(worker, agent, second);
+                }
+                Some(socket)
+            }
+            None => {
+                agent.open(1);
+                deadline::until(deadline, handed).await.and_then(Result::ok)
+            }
+        };
+        agent.waiting[worker].fetch_sub(1, Ordering::SeqCst);
+        socket
     }
 
     /// That agent is lost: its channels are closed, and nobody waits for one any more.
@@ -125,4 +129,14 @@ impl Channels {
         }
         None
     }
+}
+
+/// An idle channel of the worker that has most.
+async fn take_of_another(agents: &Agents, worker: usize, agent: &Agent, deadline: Instant) -> Option<Socket> {
+    let other = agent.most_idle(worker)?;
+    let (reply, handed) = oneshot::channel();
+    agents.tell(other, Errand::Take { agent: agent.id, reply });
+    let within = deadline.min(Instant::now() + HAND_OVER);
+    let parcel = deadline::until(within, handed).await?.ok()??;
+    Parcel::open(parcel).ok()
 }

@@ -185,8 +185,14 @@ impl Agent {
     /// The worker with most idle channels, if one other than `worker` has any.
     fn most_idle(&self, worker: usize) -> Option<usize> {
         let counts = self.idle.iter().enumerate().filter(|(at, _)| *at != worker);
-        let counts = counts.map(|(at, count)| (count.load(Ordering::Relaxed), at));
+        let counts = counts.map(|(at, count)| (count.load(Ordering::SeqCst), at));
         counts.max().filter(|(count, _)| *count > 0).map(|(_, at)| at)
+    }
+
+    /// A worker other than this one with sessions that wait, and no channel for them.
+    fn needy(&self, worker: usize) -> Option<usize> {
+        let waits = |at: usize| self.waiting[at].load(Ordering::SeqCst) > self.idle[at].load(Ordering::SeqCst);
+        (0..self.idle.len()).find(|at| *at != worker && waits(*at))
     }
 
     /// The worker that a fresh channel is for: one with sessions that wait, else the one with fewest.
