@@ -53,6 +53,13 @@ async def answered(channels: list[Link], client, **fields) -> Link:
     return channel
 
 
+async def serve(channel: Link) -> None:
+    """The agent's part of a session that comes about, once it is asked for one."""
+    await channel.hear()
+    for kind in ("accepted", "dialing", "connected"):
+        channel.say({"type": kind})
+
+
 # --- the requests -------------------------------------------------------------------------------------------------
 async def test_the_answer_to_a_control_link(world: World, agents) -> None:
     gateway = await gateway_of(world, workers=2, agents={"idle_channels": 3})
@@ -204,10 +211,8 @@ async def test_what_fails_before_the_dial_goes_to_another_channel_and_agent_unse
     bad, good = agents(gateway), agents(gateway, "us1", "US", "other")
     await bad.link()
     channels = await bad.channels(3)
-    client = await ask(world, gateway)
 
-    async def spoil(channel: Link) -> None:
-        await channel.hear()
+    def spoil(channel: Link) -> None:
         if how == "ends":
             channel.close()
         elif how == "resets":
@@ -222,15 +227,20 @@ async def test_what_fails_before_the_dial_goes_to_another_channel_and_agent_unse
             channel.say({"type": "accepted"})
             channel.close()
 
-    # The other agent comes while the first one fails for the first time.
-    spoilers = [asyncio.create_task(spoil(channel)) for channel in channels]
+    client = await ask(world, gateway)
+    first, _ = await first_request(channels)
+    # The other agent comes while the first one holds the session.
     await good.link()
-    channel = await answered(await good.channels(1), client)
+    others = await good.channels(1)
+    spoil(first)
+    second, _ = await first_request([channel for channel in channels if channel is not first])
+    spoil(second)
+    channel = await answered(others, client)
     await client.send(frames.masked(frames.TEXT, b"x"))
     assert len(await channel.reader.readexactly(7)) == 7
-    assert sum(task.done() and not task.cancelled() for task in spoilers) == 2, "two channels of it were tried"
-    for task in spoilers:
-        task.cancel()
+    third = next(channel for channel in channels if channel is not first and channel is not second)
+    with pytest.raises(TimeoutError):
+        await third.hear(0.1)
 
 
 @pytest.mark.parametrize("how", ["ends", "resets", "refuses"])
@@ -274,12 +284,8 @@ async def test_a_session_without_a_ready_channel_asks_for_one_and_waits(world: W
     clients = [await ask(world, gateway) for _ in range(5)]
     for client in clients:
         assert (await control.hear_of("open"))["count"] == 1
-    channels = await agent.channels(5)
-    for channel in channels:
-        await channel.hear()
-        channel.say({"type": "accepted"})
-        channel.say({"type": "dialing"})
-        channel.say({"type": "connected"})
+    serving = [asyncio.create_task(serve(await agent.data())) for _ in range(5)]
+    await asyncio.gather(*serving)
     for client in clients:
         assert (await client.read_json())["type"] == "connected"
 
@@ -288,13 +294,9 @@ async def test_a_worker_without_a_channel_takes_anothers(world: World, agents) -
     gateway = await gateway_of(world, workers=4)
     agent = agents(gateway)
     control = await agent.link()
-    channels = await agent.channels(8)
+    serving = [asyncio.create_task(serve(channel)) for channel in await agent.channels(8)]
     clients = [await ask(world, gateway) for _ in range(8)]
-    for channel in channels:
-        await channel.hear()
-        channel.say({"type": "accepted"})
-        channel.say({"type": "dialing"})
-        channel.say({"type": "connected"})
+    await asyncio.gather(*serving)
     for client in clients:
         assert (await client.read_json())["type"] == "connected"
     # None had to wait for a fresh one.
@@ -320,8 +322,9 @@ async def test_a_channel_that_ends_without_a_close_is_agent_lost(world: World, a
     agent = agents(gateway)
     await agent.link()
     channels = await agent.channels(2)
-    first, second = await ask(world, gateway), await ask(world, gateway)
+    first = await ask(world, gateway)
     one = await answered(channels, first)
+    second = await ask(world, gateway)
     other = await answered([channel for channel in channels if channel is not one], second)
     one.reset()
     await first.expect_close(1011, "Agent lost")

@@ -6,11 +6,7 @@ use std::{
     cell::RefCell,
     collections::{HashMap, VecDeque},
     pin::pin,
-    rc::Rc,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
 };
 
@@ -36,55 +32,14 @@ type Idle = oneshot::Sender<oneshot::Sender<Socket>>;
 #[derive(Default)]
 pub struct Channels {
     idle: RefCell<HashMap<u64, VecDeque<Idle>>>,
-    waiting: RefCell<HashMap<u64, VecDeque<Waiting>>>,
-}
-
-/// A session that waits for a channel, counted as long as it does.
-struct Waiting {
-    hand: oneshot::Sender<Socket>,
-    _counted: Counted,
-}
-
-/// One in the counts of an agent for a worker, until it is dropped.
-#[derive(Debug)]
-pub struct Counted {
-    agent: Arc<Agent>,
-    count: fn(&Agent) -> &[AtomicUsize],
-    worker: usize,
-}
-
-impl Counted {
-    pub fn new(agent: &Arc<Agent>, count: fn(&Agent) -> &[AtomicUsize], worker: usize) -> Self {
-        count(agent)[worker].fetch_add(1, Ordering::Relaxed);
-        Self { agent: agent.clone(), count, worker }
-    }
-}
-
-impl Drop for Counted {
-    fn drop(&mut self) {
-        (self.count)(&self.agent)[self.worker].fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
-/// Takes a session that has given up out of the queue, however it did.
-struct Queued<'a> {
-    channels: &'a Channels,
-    agent: u64,
-}
-
-impl Drop for Queued<'_> {
-    fn drop(&mut self) {
-        if let Some(queue) = self.channels.waiting.borrow_mut().get_mut(&self.agent) {
-            queue.retain(|waiting| !waiting.hand.is_canceled());
-        }
-    }
+    waiting: RefCell<HashMap<u64, VecDeque<oneshot::Sender<Socket>>>>,
 }
 
 impl Channels {
     /// A fresh channel of `agent` for this worker: for the session that has waited longest, or to be kept.
-    pub fn add(self: &Rc<Self>, worker: usize, agent: &Arc<Agent>, mut socket: Socket) {
+    pub fn add(&self, worker: usize, agent: &Arc<Agent>, mut socket: Socket) {
         while let Some(waiting) = self.next_waiting(agent.id) {
-            match waiting.hand.send(socket) {
+            match waiting.send(socket) {
                 Ok(()) => return,
                 // That one has given up.
                 Err(refused) => socket = refused,
@@ -92,7 +47,7 @@ impl Channels {
         }
         let (want, wanted) = oneshot::channel::<oneshot::Sender<Socket>>();
         self.idle.borrow_mut().entry(agent.id).or_default().push_back(want);
-        agent.idle[worker].fetch_add(1, Ordering::Relaxed);
+        agent.idle[worker].fetch_add(1, Ordering::SeqCst);
         let agent = agent.clone();
         sockets::set_user_timeout(&socket, Some(sockets::DEAD_LINK));
         monoio::spawn(async move {
@@ -104,7 +59,7 @@ impl Channels {
                     _ => None,
                 }
             };
-            agent.idle[worker].fetch_sub(1, Ordering::Relaxed);
+            agent.idle[worker].fetch_sub(1, Ordering::SeqCst);
             if let Some(want) = wanted {
                 sockets::set_user_timeout(&socket, None);
                 // Whoever wanted it may be gone: then the channel goes too, and the agent makes another.
@@ -134,23 +89,28 @@ impl Channels {
         if let Some(socket) = self.pop(agent.id).await {
             return Some(socket);
         }
-        if let Some(other) = agent.most_idle(worker) {
-            let (reply, handed) = oneshot::channel();
-            agents.tell(other, Errand::Take { agent: agent.id, reply });
-            let within = deadline.min(Instant::now() + HAND_OVER);
-            if let Some(Ok(Some(parcel))) = deadline::until(within, handed).await
-                && let Ok(socket) = Parcel::open(parcel)
-            {
-                return Some(socket);
-            }
+        if let Some(socket) = take_of_another(agents, worker, agent, deadline).await {
+            return Some(socket);
         }
-        // Dropped behind the receiver, also when this future is dropped where it waits.
-        let _queued = Queued { channels: self, agent: agent.id };
-        let (hand, handed) = oneshot::channel();
-        let _counted = Counted::new(agent, |agent| &agent.waiting, worker);
-        self.waiting.borrow_mut().entry(agent.id).or_default().push_back(Waiting { hand, _counted });
-        agent.open(1);
-        deadline::until(deadline, handed).await?.ok()
+        let (hand, mut handed) = oneshot::channel();
+        self.waiting.borrow_mut().entry(agent.id).or_default().push_back(hand);
+        agent.waiting[worker].fetch_add(1, Ordering::SeqCst);
+        // One that another worker got just now: whoever kept it did not know yet that somebody waits here.
+        let taken = take_of_another(agents, worker, agent, deadline).await;
+        let socket = match taken {
+            Some(socket) => {
+                if let Ok(Some(second)) = handed.try_recv() {
+                    self.add(worker, agent, second);
+                }
+                Some(socket)
+            }
+            None => {
+                agent.open(1);
+                deadline::until(deadline, handed).await.and_then(Result::ok)
+            }
+        };
+        agent.waiting[worker].fetch_sub(1, Ordering::SeqCst);
+        socket
     }
 
     /// That agent is lost: its channels are closed, and nobody waits for one any more.
@@ -159,7 +119,24 @@ impl Channels {
         self.waiting.borrow_mut().remove(&agent);
     }
 
-    fn next_waiting(&self, agent: u64) -> Option<Waiting> {
-        self.waiting.borrow_mut().get_mut(&agent)?.pop_front()
+    fn next_waiting(&self, agent: u64) -> Option<oneshot::Sender<Socket>> {
+        let mut waiting = self.waiting.borrow_mut();
+        let queue = waiting.get_mut(&agent)?;
+        while let Some(next) = queue.pop_front() {
+            if !next.is_canceled() {
+                return Some(next);
+            }
+        }
+        None
     }
+}
+
+/// An idle channel of the worker that has most.
+async fn take_of_another(agents: &Agents, worker: usize, agent: &Agent, deadline: Instant) -> Option<Socket> {
+    let other = agent.most_idle(worker)?;
+    let (reply, handed) = oneshot::channel();
+    agents.tell(other, Errand::Take { agent: agent.id, reply });
+    let within = deadline.min(Instant::now() + HAND_OVER);
+    let parcel = deadline::until(within, handed).await?.ok()??;
+    Parcel::open(parcel).ok()
 }

@@ -1,5 +1,10 @@
 //! Control links and fresh data channels, from the answer to the agent's request on.
-use std::{pin::pin, rc::Rc, sync::atomic::Ordering, time::Instant};
+use std::{
+    pin::pin,
+    rc::Rc,
+    sync::{Arc, atomic::Ordering},
+    time::Instant,
+};
 
 use futures_channel::mpsc::UnboundedReceiver;
 use futures_util::{
@@ -7,7 +12,7 @@ use futures_util::{
     future::{Either, select},
 };
 
-use super::{Agent, Errand, Hello, channels::Counted};
+use super::{Agent, Errand, Hello};
 use crate::{
     gateway::{
         connection::{Client, Filled},
@@ -17,7 +22,7 @@ use crate::{
         self, FromAgent, FromGateway, header,
         liveness::{Life, Liveness, next_heartbeat},
     },
-    relay::deadline,
+    relay::{deadline, socket::Socket},
     runtime::sockets,
 };
 
@@ -183,28 +188,35 @@ pub async fn admit_channel(worker: &Rc<Worker>, client: Client, agent: u64) {
     let Some(socket) = Rc::into_inner(socket) else { return };
     let to = agent.neediest();
     if to == worker.index {
-        return worker.channels.add(to, &agent, socket);
+        return keep(worker, &agent, socket);
     }
     match socket.into_parcel() {
-        Ok(parcel) => {
-            let on_the_way = Counted::new(&agent, |agent| &agent.on_the_way, to);
-            agents.tell(to, Errand::Channel { agent, parcel, on_the_way });
-        }
+        Ok(parcel) => agents.tell(to, Errand::Channel { agent, parcel }),
         Err(error) => tracing::error!("a data channel could not be moved: {error}"),
     }
+}
+
+/// Keeps a fresh channel here, or passes it on where somebody has begun to wait meanwhile.
+fn keep(worker: &Rc<Worker>, agent: &Arc<Agent>, socket: Socket) {
+    worker.channels.add(worker.index, agent, socket);
+    let Some(other) = agent.needy(worker.index) else { return };
+    let (worker, agent) = (worker.clone(), agent.clone());
+    monoio::spawn(async move {
+        let socket = worker.channels.pop(agent.id).await;
+        if let Some(Ok(parcel)) = socket.map(Socket::into_parcel) {
+            worker.shared.agents.tell(other, Errand::Channel { agent, parcel });
+        }
+    });
 }
 
 /// Does what other workers want of this one, as long as the process lives.
 pub async fn run_errands(worker: &Rc<Worker>, mut errands: UnboundedReceiver<Errand>) {
     while let Some(errand) = errands.next().await {
         match errand {
-            Errand::Channel { agent, parcel, on_the_way } => {
-                match parcel.open() {
-                    Ok(socket) => worker.channels.add(worker.index, &agent, socket),
-                    Err(error) => tracing::error!("a data channel could not be taken over: {error}"),
-                }
-                drop(on_the_way);
-            }
+            Errand::Channel { agent, parcel } => match parcel.open() {
+                Ok(socket) => keep(worker, &agent, socket),
+                Err(error) => tracing::error!("a data channel could not be taken over: {error}"),
+            },
             Errand::Take { agent, reply } => {
                 let worker = worker.clone();
                 monoio::spawn(async move {

@@ -25,7 +25,7 @@ use futures_channel::{
 };
 
 pub use self::{
-    channels::{Channels, Counted},
+    channels::Channels,
     control::{admit_channel, run_control, run_errands},
     exchange::{Unmet, exchange},
     hello::{Admitted, Hello},
@@ -46,7 +46,7 @@ const LOST: u64 = 0;
 #[derive(Debug)]
 pub enum Errand {
     /// A fresh channel is yours.
-    Channel { agent: Arc<Agent>, parcel: Parcel, on_the_way: Counted },
+    Channel { agent: Arc<Agent>, parcel: Parcel },
     /// Hand over an idle channel of this agent, if you have one.
     Take { agent: u64, reply: oneshot::Sender<Option<Parcel>> },
     /// This agent is lost: end its sessions.
@@ -102,8 +102,6 @@ pub struct Agent {
     /// For each worker: channels that are ready, and sessions that wait for one.
     idle: Box<[AtomicUsize]>,
     waiting: Box<[AtomicUsize]>,
-    /// Channels that are being handed to it.
-    on_the_way: Box<[AtomicUsize]>,
 }
 
 impl fmt::Debug for Agent {
@@ -187,14 +185,20 @@ impl Agent {
     /// The worker with most idle channels, if one other than `worker` has any.
     fn most_idle(&self, worker: usize) -> Option<usize> {
         let counts = self.idle.iter().enumerate().filter(|(at, _)| *at != worker);
-        let counts = counts.map(|(at, count)| (count.load(Ordering::Relaxed), at));
+        let counts = counts.map(|(at, count)| (count.load(Ordering::SeqCst), at));
         counts.max().filter(|(count, _)| *count > 0).map(|(_, at)| at)
+    }
+
+    /// A worker other than this one with sessions that wait, and no channel for them.
+    fn needy(&self, worker: usize) -> Option<usize> {
+        let waits = |at: usize| self.waiting[at].load(Ordering::SeqCst) > self.idle[at].load(Ordering::SeqCst);
+        (0..self.idle.len()).find(|at| *at != worker && waits(*at))
     }
 
     /// The worker that a fresh channel is for: one with sessions that wait, else the one with fewest.
     fn neediest(&self) -> usize {
         let key = |at: usize| {
-            let idle = self.idle[at].load(Ordering::Relaxed) + self.on_the_way[at].load(Ordering::Relaxed);
+            let idle = self.idle[at].load(Ordering::Relaxed);
             let waiting = self.waiting[at].load(Ordering::Relaxed);
             (std::cmp::Reverse(waiting.saturating_sub(idle)), idle)
         };
@@ -382,7 +386,6 @@ impl Agents {
                 reported: AtomicU64::new(0),
                 idle: counts(),
                 waiting: counts(),
-                on_the_way: counts(),
             })
         });
         agent.token.store(Arc::new(hello.entry.sha256));

@@ -23,6 +23,7 @@ class Link:
         self.status = 0
         self.head: dict[str, str] = {}
         self.body = b""
+        self._hearing: asyncio.Task | None = None
 
     @classmethod
     async def open(cls, port: int, path: str, headers: dict[str, str | None], upgrade: str | None = "ringway") -> "Link":
@@ -46,9 +47,21 @@ class Link:
     def say(self, fields: dict) -> None:
         self.writer.write(message(fields))
 
+    def hearing(self) -> asyncio.Task:
+        """The next message, on its way. Nothing is lost when nobody waits for it any more."""
+        if self._hearing is None:
+            self._hearing = asyncio.create_task(self._hear())
+        return self._hearing
+
+    async def _hear(self) -> dict:
+        size, = struct.unpack(">I", await self.reader.readexactly(4))
+        return json.loads(await self.reader.readexactly(size))
+
     async def hear(self, patience: float = PATIENCE_S) -> dict:
-        size, = struct.unpack(">I", await asyncio.wait_for(self.reader.readexactly(4), patience))
-        return json.loads(await asyncio.wait_for(self.reader.readexactly(size), patience))
+        async with asyncio.timeout(patience):
+            await asyncio.wait([hearing := self.hearing()])
+        self._hearing = None
+        return hearing.result()
 
     async def hear_of(self, kind: str, patience: float = PATIENCE_S) -> dict:
         async with asyncio.timeout(patience):
@@ -122,16 +135,14 @@ class FakeAgent:
             self._beating.cancel()
         for link in self.links:
             link.reset()
+            if link._hearing:
+                link._hearing.cancel()
 
 
 async def first_request(channels: list[Link]) -> tuple[Link, dict]:
     """The channel that a session's request comes over, and the request."""
-    tasks = {asyncio.create_task(channel.hear()): channel for channel in channels}
-    try:
-        done, _ = await asyncio.wait(tasks, timeout=PATIENCE_S, return_when=asyncio.FIRST_COMPLETED)
-        assert done, "no request on any channel"
-        task = next(iter(done))
-        return tasks[task], task.result()
-    finally:
-        for task in tasks:
-            task.cancel()
+    hearing = {channel.hearing(): channel for channel in channels}
+    done, _ = await asyncio.wait(hearing, timeout=PATIENCE_S, return_when=asyncio.FIRST_COMPLETED)
+    assert done, "no request on any channel"
+    channel = hearing[next(iter(done))]
+    return channel, await channel.hear()
