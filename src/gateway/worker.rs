@@ -3,7 +3,7 @@ use std::{
     cell::{Cell, RefCell},
     io,
     net::{SocketAddr, TcpListener as StdListener},
-    panic::AssertUnwindSafe,
+    panic::{AssertUnwindSafe, catch_unwind},
     pin::pin,
     rc::{Rc, Weak},
     sync::{
@@ -180,9 +180,7 @@ impl Worker {
         let signal = Rc::new(Signal::default());
         {
             let mut live = self.live.borrow_mut();
-            if live.len() == live.capacity() {
-                live.retain(|task| task.strong_count() > 0);
-            }
+            memory::make_room(&mut live);
             live.push(Rc::downgrade(&signal));
         }
         self.count.set(self.count.get() + 1);
@@ -235,7 +233,9 @@ impl Worker {
                         monoio::time::sleep(Duration::from_millis(1)).await;
                     }
                     self.counters.accepts.add(1);
-                    self.take(tcp, peer, tls);
+                    if catch_unwind(AssertUnwindSafe(|| self.take(tcp, peer, tls))).is_err() {
+                        tracing::error!("a connection failed: taking it panicked");
+                    }
                 }
                 Err(error) => {
                     // A connection that was gone before it was accepted is no reason to rest (accept(2)).
@@ -280,8 +280,7 @@ impl Worker {
             let crowd = most - count >= CROWD && count <= most / 2;
             leaving = if crowd { LOOKS_MORE } else { leaving - i32::from(leaving > 0) };
             if crowd || (leaving > 0 && count < most) {
-                self.live.borrow_mut().retain(|task| task.strong_count() > 0);
-                self.live.borrow_mut().shrink_to(count);
+                memory::tidy(&mut self.live.borrow_mut());
                 memory::give_back();
                 self.most.set(count);
             }
