@@ -8,7 +8,7 @@ use std::{
     cell::Cell,
     fmt::Write as _,
     io,
-    net::{SocketAddr, TcpListener},
+    net::{Ipv4Addr, SocketAddr, TcpListener},
     rc::Rc,
     sync::Arc,
     thread,
@@ -55,6 +55,10 @@ pub type OnDrain = Box<dyn Fn() + Send>;
 
 const GET_PATHS: [&str; 4] = ["/metrics", "/healthz", "/readyz", "/sessions"];
 const DRAIN_PATH: &str = "/drain";
+
+/// What programs do not send. A page can change the first, but not leave it out; browsers send the last one to
+/// addresses that they trust only.
+const OF_BROWSERS: [&str; 3] = ["accept-language", "origin", "sec-fetch-site"];
 
 /// An admin listener that listens, and answers once it is started.
 #[derive(Debug)]
@@ -190,12 +194,17 @@ impl<O: Overview> Server<O> {
                 Ok(request) => self.answer(&request).await,
                 Err(bad) => (bad, false),
             };
-            let sent = timeout(ANSWER, stream.write_all(&answer.to_bytes(keep_alive))).await;
-            drop(place);
-            // Behind the answer, since a process without sessions ends at once.
+            let bytes = answer.to_bytes(keep_alive);
+            let mut unsent = &bytes[..];
             if drain && !self.drained.replace(true) {
+                // As much of the answer as goes out without a wait comes first: a process without sessions ends at
+                // once. A peer that takes nothing holds up no drain.
+                let sent = stream.try_write(unsent).unwrap_or_default();
+                unsent = unsent.get(sent..).unwrap_or_default();
                 (self.on_drain)();
             }
+            let sent = timeout(ANSWER, stream.write_all(unsent)).await;
+            drop(place);
             if !keep_alive || !matches!(sent, Ok(Ok(()))) {
                 break;
             }
@@ -206,6 +215,10 @@ impl<O: Overview> Server<O> {
     /// The answer, and whether the process is to drain.
     async fn answer(&self, request: &Request) -> (Response, bool) {
         let (method, path) = (request.method.as_str(), request.path.as_str());
+        if may_be_rebound(request) {
+            let message = "Not for web pages: ask for it by IP address, or as localhost";
+            return (Response::error(403, "forbidden", message).to(request), false);
+        }
         let allowed = if path == DRAIN_PATH { "POST" } else { "GET" };
         if path != DRAIN_PATH && !GET_PATHS.contains(&path) {
             let message = "There is nothing here; see /metrics, /healthz, /readyz, /sessions and POST /drain";
@@ -269,6 +282,18 @@ impl<O: Overview> Server<O> {
         body.push_str("]}");
         Response::json(200, body)
     }
+}
+
+/// Whether this may come from a web page whose own name has been made to resolve to this address (DNS rebinding), so
+/// that the browser takes the answer for the page's own. Addresses, and names without a dot, nobody can do that with.
+/// Other names are for programs (Prometheus), which send none of what browsers always do; a drain is not for them.
+fn may_be_rebound(request: &Request) -> bool {
+    let Some(host) = request.header("host") else { return false };
+    let name = host.rsplit_once(':').map_or(host, |(name, _)| name);
+    let name = name.strip_suffix('.').unwrap_or(name);
+    let is_address = host.starts_with('[') || name.parse::<Ipv4Addr>().is_ok();
+    let is_program = || request.method == "GET" && !OF_BROWSERS.iter().any(|header| request.has(header));
+    !is_address && name.contains('.') && !is_program()
 }
 
 /// Reads what the peer still sends until its end: what is unread would reset the connection, and the last answer be

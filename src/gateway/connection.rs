@@ -27,7 +27,7 @@ use crate::{
 };
 
 /// How long a peer may take to take something of ours, or to end its connection when we have ended ours.
-const PATIENCE: Duration = Duration::from_secs(5);
+pub(super) const PATIENCE: Duration = Duration::from_secs(5);
 
 /// How long a connection without a request stays open when the gateway begins to drain: one may be on its way.
 const LAST_REQUEST: Duration = Duration::from_millis(250);
@@ -152,18 +152,22 @@ impl Client {
             Filled::More => {}
             other => return other,
         }
-        self.receive().await
+        self.receive(deadline).await
     }
 
-    /// Receives what there is. Must be awaited to its end.
-    pub async fn receive(&mut self) -> Filled {
-        let (received, buffer) = self.socket.recv(Buffer::take(), 0).await;
+    /// Receives what there is. Must be awaited to its end, which comes at `deadline` at the latest.
+    pub async fn receive(&mut self, deadline: Instant) -> Filled {
+        // With TLS a receive may have something to answer, which a client that reads nothing can make wait.
+        let left = deadline.saturating_duration_since(Instant::now());
+        let received = self.socket.recv(Buffer::take(), 0);
+        let (received, buffer) = deadline::within(&self.socket, left, received).await;
         match received {
             Ok(Received::Data(len)) => {
                 self.input.extend_from_slice(&buffer[..len]);
                 Filled::More
             }
             Ok(Received::Nothing) => Filled::More,
+            Err(_) if Instant::now() >= deadline => Filled::Late,
             Ok(Received::End) | Err(_) => Filled::Ended,
         }
     }
@@ -240,7 +244,75 @@ impl Client {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::{
+        io::Write,
+        net::{TcpListener, TcpStream as StdStream},
+        sync::{Arc, mpsc},
+        thread,
+    };
+
+    use rcgen::{CertifiedKey, generate_simple_self_signed};
+    use rustls::{ClientConfig, ClientConnection, RootCertStore, ServerConfig, ServerConnection};
+    use rustls_pki_types::PrivateKeyDer;
+    use socket2::SockRef;
+
     use super::*;
+    use crate::runtime::driver::Driver;
+
+    /// A server and a client that know each other.
+    fn tls() -> (ServerConnection, ClientConnection) {
+        let CertifiedKey { cert, signing_key } = generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let mut roots = RootCertStore::empty();
+        roots.add(cert.der().clone()).unwrap();
+        let key = PrivateKeyDer::try_from(signing_key.serialize_der()).unwrap();
+        let server = ServerConfig::builder_with_provider(provider.clone()).with_safe_default_protocol_versions();
+        let server = server.unwrap().with_no_client_auth().with_single_cert(vec![cert.der().clone()], key).unwrap();
+        let client = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+        let client = client.with_root_certificates(roots).with_no_client_auth();
+        let client = ClientConnection::new(Arc::new(client), "localhost".try_into().unwrap()).unwrap();
+        (ServerConnection::new(Arc::new(server)).unwrap(), client)
+    }
+
+    #[test]
+    fn a_client_that_takes_no_alert_has_its_time() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let (server, mut client) = tls();
+        let mut theirs = StdStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (tcp, peer) = listener.accept().unwrap();
+        tcp.set_nonblocking(true).unwrap();
+        let mut full = tcp.try_clone().unwrap();
+        let (sender, ended) = mpsc::channel();
+        let (shaken, begin) = mpsc::channel();
+        thread::spawn(move || {
+            Driver::Epoll(None).block_on(async move {
+                let socket = Socket::handshake(TcpStream::from_std(tcp).unwrap(), server.into()).await.unwrap();
+                shaken.send(()).unwrap();
+                let (socket, draining) = (Rc::new(socket), Rc::default());
+                let mut client = Client { socket, input: Vec::new(), peer, secure: true, draining };
+                let deadline = Instant::now() + Duration::from_secs(2);
+                let mut filled = Filled::More;
+                while filled == Filled::More {
+                    filled = client.fill(deadline).await;
+                }
+                sender.send(filled).unwrap();
+            })
+        });
+        while client.is_handshaking() || client.wants_write() {
+            client.complete_io(&mut theirs).unwrap();
+        }
+        begin.recv().unwrap();
+        // Nothing more goes out from there; then comes a record that is answered with an alert.
+        SockRef::from(&full).set_send_buffer_size(1).unwrap();
+        for _ in 0..20 {
+            while full.write(&[0; 64 << 10]).is_ok() || full.write(&[0]).is_ok() {}
+            thread::sleep(Duration::from_millis(5));
+        }
+        theirs.write_all(&[23, 3, 3, 0, 32]).unwrap();
+        theirs.write_all(&[0; 32]).unwrap();
+        assert_eq!(ended.recv_timeout(Duration::from_secs(20)), Ok(Filled::Late));
+    }
 
     #[test]
     fn a_connection_that_says_nothing_is_small() {

@@ -14,7 +14,7 @@ use futures_util::future::{Either, select};
 
 use super::{
     agents::{self, Agent, Choice, InUse, Unmet},
-    connection::{Client, Expected, Filled},
+    connection::{Client, Expected, Filled, PATIENCE},
     keys::SessionOfKey,
     record::Record,
     worker::{Counted, Worker},
@@ -285,7 +285,9 @@ async fn watch(socket: &Socket, held: &mut Held, stop: &Signal) -> Result<(), En
         if stop.or(socket.readable()).await.is_none() {
             return Ok(());
         }
-        let (received, buffer) = socket.recv(Buffer::take(), 0).await;
+        // It must come to its end, which with TLS a client that reads nothing could keep it from.
+        let received = deadline::within(socket, PATIENCE, socket.recv(Buffer::take(), 0));
+        let (received, buffer) = received.await;
         match received {
             Ok(Received::Data(len)) => held.push(&buffer[..len]),
             Ok(Received::Nothing) => {}

@@ -2,6 +2,7 @@
 use std::{
     io,
     net::{SocketAddr, TcpListener as StdListener},
+    panic::{AssertUnwindSafe, catch_unwind},
     rc::Rc,
     sync::{
         Arc,
@@ -161,7 +162,9 @@ impl Worker {
                         monoio::time::sleep(Duration::from_millis(1)).await;
                     }
                     self.counters.accepts.add(1);
-                    self.take(tcp, peer, tls);
+                    if catch_unwind(AssertUnwindSafe(|| self.take(tcp, peer, tls))).is_err() {
+                        tracing::error!("a connection failed: taking it panicked");
+                    }
                 }
                 Err(error) => {
                     // A connection that was gone before it was accepted is no reason to rest (accept(2)).

@@ -33,7 +33,7 @@ use crate::{
         frame::FrameCounts,
         session::{Ending, Place, Received, Session, Side},
     },
-    runtime::sys,
+    runtime::{memory, sys},
     telemetry::counters::{Bytes, WorkerCounters},
 };
 
@@ -145,17 +145,17 @@ impl Registry {
     /// Looks for dead peers again and again.
     pub async fn watch(&self) {
         loop {
-            let relays = self.relays.borrow().clone();
-            let slices = relays.chunks(AT_A_TIME);
-            let pause = SWEEP / u32::try_from(slices.len()).unwrap_or(u32::MAX).max(1);
-            for slice in slices {
+            let slices = self.relays.borrow().len().div_ceil(AT_A_TIME).max(1);
+            let pause = SWEEP / u32::try_from(slices).unwrap_or(u32::MAX);
+            let mut at = 0;
+            for _ in 0..slices {
                 monoio::time::sleep(pause).await;
-                slice.iter().filter_map(Weak::upgrade).for_each(|relay| relay.abort_lost());
+                at = self.look(at);
             }
-            if relays.is_empty() {
-                monoio::time::sleep(SWEEP).await;
+            let mut relays = self.relays.borrow_mut();
+            if relays.len() < relays.capacity() / 4 {
+                memory::tidy(&mut relays);
             }
-            self.relays.borrow_mut().retain(|relay| relay.strong_count() > 0);
         }
     }
 
@@ -171,9 +171,23 @@ impl Registry {
         }
     }
 
-    /// How many sessions are relayed over that hop.
-    pub fn count_of(&self, hop: u64) -> usize {
-        self.live().iter().filter(|relay| relay.hop.is_some_and(|(_, name)| name == hop)).count()
+    /// Looks at some peers, from this place in the list on, and says where to go on. None is looked at twice in a
+    /// round: what moves in the list moves to the front, or to the place that is looked at.
+    fn look(&self, mut at: usize) -> usize {
+        let mut relays = self.relays.borrow_mut();
+        for _ in 0..AT_A_TIME {
+            match relays.get(at).map(Weak::upgrade) {
+                Some(Some(relay)) => {
+                    relay.abort_lost();
+                    at += 1;
+                }
+                Some(None) => {
+                    relays.swap_remove(at);
+                }
+                None => break,
+            }
+        }
+        at
     }
 
     fn live(&self) -> Vec<Rc<Relay>> {
@@ -182,9 +196,7 @@ impl Registry {
 
     fn add(&self, relay: &Rc<Relay>) {
         let mut relays = self.relays.borrow_mut();
-        if relays.len() == relays.capacity() {
-            relays.retain(|relay| relay.strong_count() > 0);
-        }
+        memory::make_room(&mut relays);
         relays.push(Rc::downgrade(relay));
         drop(relays);
         let draining = self.draining.borrow().clone();

@@ -59,9 +59,7 @@ impl Tasks {
         let signal = Rc::new(Signal::default());
         {
             let mut live = self.live.borrow_mut();
-            if live.len() == live.capacity() {
-                live.retain(|task| task.strong_count() > 0);
-            }
+            memory::make_room(&mut live);
             live.push(Rc::downgrade(&signal));
         }
         self.count.set(self.count.get() + 1);
@@ -106,8 +104,7 @@ impl Tasks {
             let crowd = most - count >= CROWD && count <= most / 2;
             leaving = if crowd { LOOKS_MORE } else { leaving - i32::from(leaving > 0) };
             if crowd || (leaving > 0 && count < most) {
-                self.live.borrow_mut().retain(|task| task.strong_count() > 0);
-                self.live.borrow_mut().shrink_to(count);
+                memory::tidy(&mut self.live.borrow_mut());
                 memory::give_back();
                 self.most.set(count);
             }

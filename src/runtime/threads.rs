@@ -199,7 +199,10 @@ impl Threads {
     pub fn reload(&self, run: impl FnOnce() -> Option<String> + Send + 'static) -> io::Result<()> {
         let events = self.sender.clone();
         thread::Builder::new().name("reload".into()).spawn(move || {
-            let wrong = catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|_| Some("it panicked".into()));
+            let wrong = catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|_| {
+                tracing::error!("reload failed: it panicked; what it had not come to stays in use as before");
+                Some("it panicked".into())
+            });
             let _ = events.send(Event::Reloaded(wrong));
         })?;
         Ok(())

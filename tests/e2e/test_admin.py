@@ -153,6 +153,26 @@ async def test_a_page_in_a_browser_cannot_drain(world):
     assert (await fetch(gateway.admin_port, "/readyz")).status == 200
 
 
+async def test_a_page_whose_name_was_rebound(world):
+    """a page cannot reach it under a name of its own (DNS rebinding), while programs may use any name"""
+    gateway = await world.gateway(admin=True)
+    browser = {"Accept-Language": ""}
+
+    async def status(host: str, path: str = "/metrics", method: str = "GET", **headers) -> int:
+        return (await fetch(gateway.admin_port, path, method=method, headers={"Host": host, **headers})).status
+
+    for host in ("evil.example.com:9091", "evil.example.com", "10.0.0.1.evil.example.com:9091", "evil.example."):
+        for path in ("/metrics", "/sessions", "/readyz"):
+            assert await status(host, path) == 200, (host, path)
+            assert await status(host, path, **browser) == 403, (host, path)
+        assert await status(host, **{"Origin": "http://" + host}) == 403
+        assert await status(host, **{"Sec-Fetch-Site": "same-origin"}) == 403
+        assert await status(host, "/drain", "POST") == 403
+    for host in ("127.0.0.1:9091", "192.0.2.1", "[::1]:9091", "localhost:9091", "localhost", "localhost.", "gateway:9091"):
+        assert await status(host, **browser) == 200, host
+    assert await status("localhost", "/readyz") == 200, "not drained"
+
+
 async def test_connections_are_bounded(world):
     """64 at a time; the next is told so, and room comes back"""
     gateway = await world.gateway(admin=True)

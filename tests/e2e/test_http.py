@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import re
 import time
@@ -312,6 +313,7 @@ async def test_header_timeout_does_not_end_an_upgraded_connection(world):
     await client.expect_connected()
 
 
+@pytest.mark.limit(150)
 async def test_those_who_are_late_leave_nothing_behind(world):
     """a client that sends garbage, half a request line, half a connect message, or nothing, is gone at its deadline and its memory with it"""
     gateway = await world.gateway(limits={"header_timeout": "1s", "connect_timeout": "1s"})
@@ -320,9 +322,9 @@ async def test_those_who_are_late_leave_nothing_behind(world):
         wires = [await world.tcp(gateway) for _ in range(count)]
         for number, wire in enumerate(wires):
             data = [b"", b"GET /w", b"\xff" * 3000, upgrade_request() + masked(1, b"{" * 5000)[:4000]][number % 4]
-            if data:
+            with contextlib.suppress(ConnectionError):  # on a slow machine its time may be over
                 await wire.send(data)
-        await asyncio.gather(*(wire.read_to_end(10) for wire in wires))
+        await asyncio.gather(*(wire.read_to_end(30) for wire in wires))
         for wire in wires:
             wire.close()
 
@@ -332,7 +334,7 @@ async def test_those_who_are_late_leave_nothing_behind(world):
     fds, rss = gateway.fds(), gateway.rss()
     for _ in range(4):
         await wave(400)
-    for _ in range(150):  # memory is given back every few seconds
+    for _ in range(600):  # memory is given back every few seconds
         await asyncio.sleep(0.1)
         if gateway.fds() <= fds and gateway.rss() - rss < 4 << 20:
             break

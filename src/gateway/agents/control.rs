@@ -149,7 +149,8 @@ async fn talk(
             }
             Either::Right(Filled::Draining) => agent.say(FromGateway::Draining),
             Either::Right(Filled::Late) => {}
-            Either::Right(Filled::More | Filled::Ended) => match client.receive().await {
+            Either::Right(Filled::More | Filled::Ended) => match client.receive(Instant::now() + link::HEARTBEAT).await
+            {
                 Filled::More => liveness.heard(Instant::now()),
                 _ => return End::Gone("it closed the connection".into()),
             },

@@ -41,7 +41,7 @@ async def read_answer(wire, patience: float = PATIENCE_S) -> Answer:
 
 
 def request_bytes(path: str, *, method: str = "GET", headers: dict[str, str] | None = None) -> bytes:
-    lines = [f"{method} {path} HTTP/1.1", "Host: 127.0.0.1", *(f"{name}: {value}" for name, value in (headers or {}).items()), "", ""]
+    lines = [f"{method} {path} HTTP/1.1", *(f"{name}: {value}" for name, value in {"Host": "127.0.0.1", **(headers or {})}.items()), "", ""]
     return "\r\n".join(lines).encode("latin-1")
 
 

@@ -24,8 +24,15 @@ SETUP = """
 ip link set lo up
 ip route add 10.77.0.0/24 dev lo
 ip -6 route add fd77::/64 dev lo
+tries=0
+until ip route get 10.77.0.9 && ip -6 route get fd77::9; do
+    tries=$((tries + 1))
+    [ $tries -lt 100 ]
+    sleep 0.05
+done
 """
-"""What is sent to 10.77.0.0/24 or fd77::/64 comes back on loopback, is nobody's, and so is swallowed."""
+"""What is sent to 10.77.0.0/24 or fd77::/64 comes back on loopback, is nobody's, and so is swallowed.
+The kernel takes a moment until loopback's routes count: before that, the network is unreachable."""
 
 
 class Dns:
