@@ -6,7 +6,10 @@ use std::{
     cell::RefCell,
     collections::{HashMap, VecDeque},
     pin::pin,
-    sync::{Arc, atomic::Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -46,7 +49,13 @@ impl Channels {
             }
         }
         let (want, wanted) = oneshot::channel::<oneshot::Sender<Socket>>();
-        self.idle.borrow_mut().entry(agent.id).or_default().push_back(want);
+        {
+            let mut idle = self.idle.borrow_mut();
+            let idle = idle.entry(agent.id).or_default();
+            // Those that have ended since.
+            idle.retain(|want| !want.is_canceled());
+            idle.push_back(want);
+        }
         agent.idle[worker].fetch_add(1, Ordering::SeqCst);
         let agent = agent.clone();
         sockets::set_user_timeout(&socket, Some(sockets::DEAD_LINK));
@@ -94,10 +103,10 @@ impl Channels {
         }
         let (hand, mut handed) = oneshot::channel();
         self.waiting.borrow_mut().entry(agent.id).or_default().push_back(hand);
-        agent.waiting[worker].fetch_add(1, Ordering::SeqCst);
+        let _waits = Waits::new(&agent.waiting[worker]);
         // One that another worker got just now: whoever kept it did not know yet that somebody waits here.
         let taken = take_of_another(agents, worker, agent, deadline).await;
-        let socket = match taken {
+        match taken {
             Some(socket) => {
                 if let Ok(Some(second)) = handed.try_recv() {
                     self.add(worker, agent, second);
@@ -108,9 +117,7 @@ impl Channels {
                 agent.open(1);
                 deadline::until(deadline, handed).await.and_then(Result::ok)
             }
-        };
-        agent.waiting[worker].fetch_sub(1, Ordering::SeqCst);
-        socket
+        }
     }
 
     /// That agent is lost: its channels are closed, and nobody waits for one any more.
@@ -128,6 +135,22 @@ impl Channels {
             }
         }
         None
+    }
+}
+
+/// A session that waits; it is counted until this is dropped, also when its client leaves.
+struct Waits<'a>(&'a AtomicUsize);
+
+impl<'a> Waits<'a> {
+    fn new(count: &'a AtomicUsize) -> Self {
+        count.fetch_add(1, Ordering::SeqCst);
+        Self(count)
+    }
+}
+
+impl Drop for Waits<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
     }
 }
 

@@ -391,6 +391,7 @@ impl Agents {
         agent.token.store(Arc::new(hello.entry.sha256));
         agent.revoked.store(false, Ordering::Relaxed);
         agent.outbox.store(Some(Arc::new(outbox)));
+        agent.up.store(true, Ordering::Relaxed);
         if known.is_none() {
             self.linked.rcu(|linked| {
                 let mut linked = Vec::clone(linked);
