@@ -19,6 +19,8 @@ const ANSWER: Duration = Duration::from_secs(5);
 const ANSWER_IN_ALL: Duration = Duration::from_secs(60);
 /// How long a peer may take for its own Close once it has taken the other's.
 const OWN_CLOSE: Duration = Duration::from_secs(30);
+/// The same where the peer is another hop of ours: that hop knows when its own peer has taken the Close, and decides.
+const OWN_CLOSE_OF_HOP: Duration = Duration::from_secs(95);
 /// How long a peer may take nothing of a forwarded Close, before it is given up.
 const TAKE_CLOSE: Duration = Duration::from_secs(60);
 /// How long the frame in progress may take to its end when a Close of ours waits for that.
@@ -442,8 +444,8 @@ impl Session {
     fn tick_closing(&mut self, side: Side, progress: impl Fn(Side) -> Progress, now: Instant, tick: &mut Tick) {
         let input = self.lane(side).input;
         // The other hop ends its channel without a Close only when the time there is over, or it is gone.
-        let relayed_away =
-            self.place.other_hop() == Some(side.other()) && self.lane(side.other()).input == Input::Ended;
+        let other_hop = self.place.other_hop();
+        let relayed_away = other_hop == Some(side.other()) && self.lane(side.other()).input == Input::Ended;
         let lane = self.lane_to_mut(side);
         let Some(closing) = &mut lane.closing else { return };
         let seen = progress(side);
@@ -467,6 +469,7 @@ impl Session {
         let may_still_end = matches!(lane.output, Output::Closed { .. }) && taken && now < in_all;
         let deadline = match closing.taken_at {
             Some(taken_at) if nobody_waits => taken_at,
+            Some(taken_at) if awaits_own_close && other_hop == Some(side) => taken_at + OWN_CLOSE_OF_HOP,
             Some(taken_at) if awaits_own_close => taken_at + OWN_CLOSE,
             None if awaits_own_close => closing.progress_at + TAKE_CLOSE,
             _ => in_all.min(closing.progress_at + ANSWER),
@@ -511,13 +514,22 @@ impl Session {
             (_, Side::Target) => (Party::Target, Close::TARGET_LOST),
         };
         self.ending.get_or_insert(Ending { by, code: None });
-        let output = if self.lane(from).scanner.at_boundary() { Output::Due(close) } else { Output::Cut };
+        let told = self.lane(from).scanner.at_boundary() && !self.time_of_hop_is_over(from, now);
+        let output = if told { Output::Due(close) } else { Output::Cut };
         self.finish(from, output, now);
         // A client may have ended its write side only: what the target still sends goes on. A target that has left
         // gets no more than the frame in progress, and is told nothing.
         if from == Side::Target {
             self.stop_forwarding(Side::Client, None, now + FRAME_END, now);
         }
+    }
+
+    /// Whether `from` is another hop of ours that has ended since its peer did not answer a Close in time. That is no
+    /// loss of the hop: the other side, which closed first, gets no Close from anybody.
+    fn time_of_hop_is_over(&self, from: Side, now: Instant) -> bool {
+        let lane = self.lane_to(from);
+        let forwarded = self.place.other_hop() == Some(from) && lane.output == (Output::Closed { forwarded: true });
+        forwarded && lane.closing.is_some_and(|closing| now >= closing.began + (OWN_CLOSE - ANSWER))
     }
 
     fn close_received(&mut self, from: Side, passed: bool, now: Instant) {

@@ -487,3 +487,19 @@ fn behind_the_end_of_the_other_hop_nobody_waits_for_a_close() {
         assert!(ended >= 30.0, "ended at {ended}");
     }
 }
+
+#[test]
+fn a_hop_whose_peer_let_its_30_seconds_pass_is_not_lost() {
+    for (after, told) in [(10, Step::SendClose(Close::AGENT_LOST)), (31, Step::EndWrite)] {
+        let start = Instant::now();
+        let mut session = Session::new(Place::Gateway, None, start);
+        let close = close_of(Side::Client, 1000);
+        session.received(Side::Client, &close, &mut FrameCounts::default(), start);
+        session.sent(Side::Client);
+        let taken = |_| Progress { acknowledged: 1, queued: 0 };
+        let ticked = session.tick(taken, start + Duration::from_secs(after));
+        assert_eq!(ticked, Tick::default(), "it is the other hop that decides");
+        session.ended(Side::Target, start + Duration::from_secs(after));
+        assert_eq!(session.step(Side::Target), told, "after {after} s");
+    }
+}

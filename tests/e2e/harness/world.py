@@ -43,8 +43,9 @@ class World:
     async def gateway(self, **options) -> Gateway:
         """A running gateway; options as for `Gateway.run` and `gateway_config`."""
         options = self.front(**options)
+        options.setdefault("folder", self.folder())
         agent = self.split(options) if REMOTE and options.get("embedded", True) and "tokens" not in options else None
-        gateway = await Gateway.run(options.pop("folder", None) or self.folder(), **options)
+        gateway = await Gateway.run(options.pop("folder"), **options)
         self.stack.push_async_callback(gateway.kill)
         if agent is not None:
             gateway.agent = await self.agent(gateway, **agent)
@@ -54,7 +55,7 @@ class World:
         """Takes the embedded agent out of a gateway's options; what a remote agent in its place is given."""
         agent = {"slug": "de1", "country": "DE", "node_id": "scraping-de1", **(options.pop("agent", None) or {})}
         options.update(embedded=False, tokens=[token_entry(agent["slug"])])
-        kept = {name: options[name] for name in ("driver", "workers", "egress", "env") if name in options}
+        kept = {name: options[name] for name in ("driver", "workers", "egress", "env", "folder", "launcher") if name in options}
         limits = {name: value for name, value in (options.get("limits") or {}).items() if name in ("target_timeout", "tcp_keepalive")}
         return {**agent, **kept, **({"limits": limits} if limits else {})}
 
