@@ -1,4 +1,5 @@
-//! Instruction counts of ringway's inner parts, which are the same in each run, against a committed baseline.
+//! Instruction counts of ringway's inner parts against a committed baseline. They are the same in each run, but for a
+//! thousandth where a hash map has a random seed.
 //!
 //!     benches/count              the table
 //!     benches/count --check      exit code 1 if something got slower (CI)
