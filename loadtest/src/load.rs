@@ -123,6 +123,10 @@ pub fn run(command: &str, args: &LoadArgs, plan: Plan) -> anyhow::Result<ExitCod
         signal_hook::flag::register(signal, stop.clone())?;
     }
     let before = args.relay_pid.map(process::sample).transpose().context("--relay-pid")?.unwrap_or_default();
+    if let Some(files) = args.relay_pid.and_then(process::open_files_limit) {
+        let each = if plan.route.relayed { 2 } else { 1 };
+        engine::enough_files("the relay", plan.sessions as u64, each, files).context("--relay-pid")?;
+    }
     let storm = matches!(plan.work, Work::Storm { .. });
     let mut report = Report {
         command: command.into(),

@@ -40,6 +40,18 @@ pub fn cpu_s(pid: u32) -> anyhow::Result<f64> {
     cpu_of(&tree(pid))
 }
 
+/// Open files that `pid` may have, if that can be known.
+pub fn open_files_limit(pid: u32) -> Option<u64> {
+    parse_limit(&fs::read_to_string(format!("/proc/{pid}/limits")).ok()?)
+}
+
+/// The soft limit, which holds.
+fn parse_limit(limits: &str) -> Option<u64> {
+    let line = limits.lines().find_map(|line| line.strip_prefix("Max open files"))?;
+    let soft = line.split_whitespace().next()?;
+    if soft == "unlimited" { Some(u64::MAX) } else { soft.parse().ok() }
+}
+
 fn cpu_of(tree: &[u32]) -> anyhow::Result<f64> {
     let mut ticks = 0;
     for &pid in tree {
@@ -98,6 +110,15 @@ mod tests {
     fn fields_behind_a_name_with_brackets() {
         let stat = "7 (a) b) c) S 1 7 7 0 -1 4194560 2 0 0 0 31 11 0 0 20 0 1 0 5 6 7";
         assert_eq!(parse_ticks(stat), Some(42));
+    }
+
+    #[test]
+    fn the_soft_limit_of_open_files_is_the_one_that_holds() {
+        let limits = "Limit   Soft Limit  Hard Limit  Units\nMax open files            1024                 20000                files     \n";
+        assert_eq!(parse_limit(limits), Some(1024));
+        assert_eq!(parse_limit("Max open files   unlimited   unlimited   files"), Some(u64::MAX));
+        assert_eq!(parse_limit(""), None);
+        assert!(open_files_limit(std::process::id()) > Some(10));
     }
 
     #[test]

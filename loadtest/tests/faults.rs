@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::{
+    fs,
     io::{self, BufRead, BufReader, Read, Write},
     net::{Shutdown, SocketAddr, TcpListener, TcpStream},
     process::{Child, Command, Stdio},
@@ -261,6 +262,35 @@ fn what_a_relay_refuses_is_repeated() {
     let example = report["failures"]["refused"]["examples"][0].as_str().unwrap();
     assert!(example.contains("Invalid or missing API key (invalid_key)"), "{example}");
     assert!(!report.to_string().contains("rw_secret"));
+}
+
+#[test]
+fn too_few_open_files_are_told_in_numbers_before_anything_is_opened() {
+    let run = |limit: &str, arguments: &[&str]| {
+        let script = format!("ulimit -n {limit}; exec \"$0\" \"$@\"");
+        let output = Command::new("sh").args(["-c", &script, PROGRAM]).args(arguments).output().unwrap();
+        (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    // Nobody listens there: whoever tries to open a session says something else.
+    let (code, said) = run("200", &["latency", "--direct", "ws://127.0.0.1:1", "-n", "500"]);
+    assert_eq!(code, Some(1));
+    assert!(said.contains("500 sessions are 564 open files for the load generator"), "{said}");
+    assert!(said.contains("it may have 200; at most 136 sessions"), "{said}");
+
+    let mut relay = Command::new("sh").args(["-c", "ulimit -n 300; exec sleep 60"]).spawn().unwrap();
+    let pid = relay.id().to_string();
+    // The limit is there once sleep is.
+    while fs::read_to_string(format!("/proc/{pid}/comm")).unwrap().trim() != "sleep" {
+        thread::yield_now();
+    }
+    let arguments =
+        ["idle", "--gateway", "ws://127.0.0.1:1", "--key", "k", "--relay-pid", &pid, "-n", "200", "ws://127.0.0.1:1"];
+    let (code, said) = run("2000", &arguments);
+    relay.kill().unwrap();
+    relay.wait().unwrap();
+    assert_eq!(code, Some(1));
+    assert!(said.contains("200 sessions are 464 open files for the relay (2 each"), "{said}");
+    assert!(said.contains("it may have 300; at most 118 sessions"), "{said}");
 }
 
 #[test]

@@ -135,6 +135,23 @@ impl Shared {
     }
 }
 
+/// Whether whoever has `each` connections for a session may have as many open files as that takes.
+///
+/// # Errors
+/// It may not; with the numbers, and what to do.
+pub fn enough_files(who: &str, sessions: u64, each: u64, files: u64) -> anyhow::Result<()> {
+    /// Listeners, rings, logs, connections that are just being closed.
+    const OTHERS: u64 = 64;
+    let needed = sessions.saturating_mul(each).saturating_add(OTHERS);
+    ensure!(
+        needed <= files,
+        "{sessions} sessions are {needed} open files for {who} ({each} each, {OTHERS} for all else), and it may have \
+         {files}; at most {} sessions, or a higher limit where it is started: ulimit -Hn {needed}; ulimit -Sn {needed}",
+        files.saturating_sub(OTHERS) / each.max(1)
+    );
+    Ok(())
+}
+
 /// Runs a plan to its end, or until `stop` is set.
 ///
 /// # Errors
@@ -142,11 +159,7 @@ impl Shared {
 pub fn run(plan: Plan, stop: Arc<AtomicBool>, observer: &mut dyn Observer) -> anyhow::Result<Stats> {
     ringway::runtime::threads::raise_open_files();
     let files = rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(u64::MAX);
-    ensure!(
-        plan.sessions as u64 + 64 < files,
-        "{} sessions need more than the {files} open files that this process may have (ulimit -Hn)",
-        plan.sessions
-    );
+    enough_files("the load generator", plan.sessions as u64, 1, files)?;
     let plan = Arc::new(plan);
     let shared = Arc::new(Shared {
         counters: (0..plan.threads).map(|_| Counters::default()).collect(),

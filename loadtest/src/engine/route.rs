@@ -47,6 +47,8 @@ pub struct Route {
     pub request: String,
     /// The JSON text to send behind the upgrade.
     pub connect_message: Option<String>,
+    /// Through a relay, which has two connections for each session.
+    pub relayed: bool,
     /// For people: without key and query.
     pub description: String,
 }
@@ -111,7 +113,8 @@ impl Route {
             "GET {path}{query} HTTP/1.1\r\nHost: {authority}\r\n{headers}Connection: Upgrade\r\nUpgrade: websocket\r\n\
              Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: "
         );
-        Ok(Self { address, tls, request, connect_message, description })
+        let relayed = wanted.form != Form::Direct;
+        Ok(Self { address, tls, request, connect_message, relayed, description })
     }
 }
 
