@@ -25,7 +25,7 @@ use ringway::{
     gateway::bucket::Bucket,
     protocol::{
         frame::FrameCounts,
-        session::{Session, Side},
+        session::{Place, Session, Side},
     },
 };
 use serde::{Deserialize, Serialize};
@@ -55,7 +55,7 @@ fn parts() -> Vec<(String, Work)> {
     }
     // What a lane asks for each receive.
     let (stream, now) = (inputs::frames(64, 64), Instant::now());
-    let mut session = Session::new(Some(Duration::from_secs(60)), now);
+    let mut session = Session::new(Place::Whole, Some(Duration::from_secs(60)), now);
     let receives = move || {
         for _ in 0..1000 {
             let mut counts = FrameCounts::default();

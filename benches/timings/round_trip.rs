@@ -8,7 +8,7 @@ use criterion::{Criterion, Throughput};
 use ringway::{
     config::{GatewayConfig, gateway::EmbeddedAgentConfig},
     echo,
-    gateway::Gateway,
+    gateway::{Files, Gateway},
     protocol::{
         frame::{self, Header, Opcode, Parsed},
         opening,
@@ -24,7 +24,8 @@ pub fn round_trip(criterion: &mut Criterion) {
     let loopback: SocketAddr = (Ipv4Addr::LOCALHOST, 0).into();
     let echo = echo::start(loopback, &driver, &mut threads).unwrap();
     let gateway =
-        Gateway::start(configuration(loopback), vec![key()], Vec::new(), None, &driver, &mut threads).unwrap();
+        Gateway::start(configuration(loopback), Files { keys: vec![key()], ..Files::default() }, &driver, &mut threads)
+            .unwrap();
     let gateway = gateway.addresses[0];
 
     for (name, size) in [("64 B", 64), ("16 KiB", 16 << 10), ("256 KiB", 256 << 10)] {

@@ -95,6 +95,9 @@ pub struct Contender {
     /// Arguments that make the program tell its version.
     #[serde(default)]
     pub version: Vec<String>,
+    /// An address whose `/readyz` answers 200 once it is ready, where listening is not enough.
+    #[serde(default)]
+    pub ready: Option<String>,
     /// Files that must be there, or it is left out.
     #[serde(default)]
     pub needs: Vec<String>,

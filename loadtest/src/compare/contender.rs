@@ -1,7 +1,7 @@
 //! A contender as a process: started with its files, looked at, ended by its id.
 use std::{
     fs::{self, File},
-    io,
+    io::{self, Read, Write},
     net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
     os::unix::process::CommandExt,
     path::{Path, PathBuf},
@@ -164,6 +164,9 @@ impl Running {
         command.process_group(0);
         let mut running = Self { child: spawn_on(core, &mut command)?, log };
         running.wait_until_it_listens(values.port)?;
+        if let Some(address) = &contender.ready {
+            running.wait_until_it_is_ready(&values.fill(address))?;
+        }
         Ok(running)
     }
 
@@ -182,6 +185,20 @@ impl Running {
             }
             thread::sleep(Duration::from_millis(5));
         }
+    }
+
+    fn wait_until_it_is_ready(&mut self, address: &str) -> anyhow::Result<()> {
+        let started = Instant::now();
+        while !answers_200(address).unwrap_or_default() {
+            if let Some(status) = self.ended() {
+                bail!("it ended before it was ready ({status}): {}", self.said());
+            }
+            if started.elapsed() > START {
+                bail!("http://{address}/readyz was not 200 within {} s: {}", START.as_secs(), self.said());
+            }
+            thread::sleep(Duration::from_millis(5));
+        }
+        Ok(())
     }
 
     pub fn ended(&mut self) -> Option<ExitStatus> {
@@ -211,6 +228,15 @@ impl Running {
     pub fn sample(&self) -> anyhow::Result<Sample> {
         process::sample(self.child.id())
     }
+}
+
+fn answers_200(address: &str) -> io::Result<bool> {
+    let mut stream = TcpStream::connect(address)?;
+    stream.set_read_timeout(Some(Duration::from_secs(1)))?;
+    stream.write_all(format!("GET /readyz HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n").as_bytes())?;
+    let mut status = [0; 12];
+    stream.read_exact(&mut status)?;
+    Ok(&status == b"HTTP/1.1 200")
 }
 
 impl Drop for Running {
