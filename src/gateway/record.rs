@@ -15,12 +15,13 @@ use std::{
 
 use serde::Serialize;
 
-use super::{keys::Key, worker::Worker};
+use super::{agents::Agent, keys::Key, worker::Worker};
 use crate::{
     admin::RowsWanted,
     agent::dial::Timings,
     protocol::{
         answer::Failure,
+        close::Close,
         session::{Ending, Party},
         target::Target,
     },
@@ -42,6 +43,9 @@ const CLIENT: &str = "client";
 const TARGET: &str = "target";
 const AGENT: &str = "agent";
 const GATEWAY: &str = "gateway";
+
+/// What an agent that drains closes with.
+const RESTART: u16 = Close::RESTART_CLIENT.code;
 
 /// The records of one worker by their ids, as long as they are there: of its sessions, and of those that are refused.
 #[derive(Default)]
@@ -85,6 +89,8 @@ struct Details {
     /// Scheme, host and port.
     target: Option<Box<str>>,
     agent: Option<Box<str>>,
+    /// The remote agent that has the session.
+    remote: Option<Arc<Agent>>,
     /// It is one of the worker's sessions: its connect message was validated, and its token taken.
     admitted: bool,
     outcome: Option<&'static str>,
@@ -92,6 +98,12 @@ struct Details {
     closed_by: Option<&'static str>,
     close_code: Option<u16>,
     relay: Option<Rc<Relay>>,
+}
+
+impl Details {
+    fn agent_drains(&self) -> bool {
+        self.remote.as_ref().is_some_and(|agent| agent.drains())
+    }
 }
 
 impl Record {
@@ -139,6 +151,11 @@ impl Record {
     pub fn agent(&self, slug: &str, took: Duration) {
         self.worker.counters.took(Stage::Agent, took);
         self.details.borrow_mut().agent = Some(slug.into());
+    }
+
+    /// That agent is not the embedded one.
+    pub fn remote(&self, agent: &Arc<Agent>) {
+        self.details.borrow_mut().remote = Some(agent.clone());
     }
 
     /// The dial has come to an end, good or bad.
@@ -209,6 +226,10 @@ impl Record {
         let details = self.details.borrow();
         let passed = details.relay.as_ref().map(|relay| relay.summary());
         let (closed_by, close_code) = match passed.and_then(|passed| passed.ending) {
+            // A draining agent closes its sessions itself.
+            Some(Ending { by: Party::Target, code }) if code == Some(RESTART) && details.agent_drains() => {
+                (Some(AGENT), code)
+            }
             Some(Ending { by, code }) => (Some(name(by)), code),
             None => (details.closed_by, details.close_code),
         };

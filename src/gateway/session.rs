@@ -61,6 +61,19 @@ enum End {
     Failure(Failure),
 }
 
+/// Why no agent has reached a target.
+enum Unreached {
+    Failure(Failure),
+    /// The agent drains.
+    Restart,
+}
+
+impl From<Failure> for Unreached {
+    fn from(failure: Failure) -> Self {
+        Self::Failure(failure)
+    }
+}
+
 /// A target that an agent has reached.
 struct Reached {
     dialled: Dialled,
@@ -192,7 +205,7 @@ async fn dial(
         other => {
             client.input = held.into_bytes();
             Err(match other {
-                Ok(Some(Some(Err(failure)))) => End::Failure(failure),
+                Ok(Some(Some(Err(Unreached::Failure(failure))))) => End::Failure(failure),
                 Ok(Some(None)) => End::Failure(Failure::TargetTimeout),
                 Err(end) => end,
                 _ => End::Close(Close::RESTART_CLIENT),
@@ -208,18 +221,19 @@ async fn reach(
     request: &ConnectRequest,
     timings: &Timings,
     deadline: Instant,
-) -> Result<Reached, Failure> {
+) -> Result<Reached, Unreached> {
     let agents = &worker.shared.agents;
     let asked = Instant::now();
     let mut tried = Vec::new();
+    let mut failed = false;
     loop {
         let Some((choice, in_use)) = agents.pick(&request.selection, &tried) else {
-            return Err(if tried.is_empty() { Failure::NoAgent } else { Failure::AgentFailure });
+            return Err(if failed { Failure::AgentFailure } else { Failure::NoAgent }.into());
         };
         let agent = match choice {
             Choice::Remote(agent) => agent,
             Choice::Embedded => {
-                let Some(embedded) = agents.embedded() else { return Err(Failure::NoAgent) };
+                let Some(embedded) = agents.embedded() else { return Err(Failure::NoAgent.into()) };
                 record.agent(&embedded.slug, asked.elapsed());
                 let dialled = worker.shared.dialler.dial(request, timings).await?;
                 let node_id = embedded.node_id.clone();
@@ -227,6 +241,7 @@ async fn reach(
             }
         };
         record.agent(&agent.slug, asked.elapsed());
+        record.remote(&agent);
         tried.push(agent.id);
         let another_fits = agents.pick(&request.selection, &tried).is_some();
         match reach_through(worker, record, &agent, request, timings, deadline, another_fits).await {
@@ -234,8 +249,14 @@ async fn reach(
                 let node_id = agent.node_id.clone();
                 return Ok(Reached { dialled, node_id, place: Place::Gateway, hop: agent.id, in_use });
             }
-            Err(Unmet::Failed(failure)) => return Err(failure),
-            Err(Unmet::Again(why)) => agents.failed_over(&agent, &why),
+            Err(Unmet::Failed(failure)) => return Err(failure.into()),
+            Err(Unmet::Drained) => return Err(Unreached::Restart),
+            // It is full, or drains, which may not be known here yet.
+            Err(Unmet::Refused(why)) => agents.failed_over(&agent, &why),
+            Err(Unmet::Again(why)) => {
+                failed = true;
+                agents.failed_over(&agent, &why);
+            }
         }
     }
 }

@@ -233,14 +233,18 @@ async def test_what_fails_before_the_dial_goes_to_another_channel_and_agent_unse
     await good.link()
     others = await good.channels(1)
     spoil(first)
-    second, _ = await first_request([channel for channel in channels if channel is not first])
-    spoil(second)
+    rest = [channel for channel in channels if channel is not first]
+    if how != "refuses":
+        # One that says no says it for all its channels.
+        second, _ = await first_request(rest)
+        spoil(second)
+        rest.remove(second)
     channel = await answered(others, client)
     await client.send(frames.masked(frames.TEXT, b"x"))
     assert len(await channel.reader.readexactly(7)) == 7
-    third = next(channel for channel in channels if channel is not first and channel is not second)
-    with pytest.raises(TimeoutError):
-        await third.hear(0.1)
+    for channel in rest:
+        with pytest.raises(TimeoutError):
+            await channel.hear(0.1)
 
 
 @pytest.mark.parametrize("how", ["ends", "resets", "refuses"])
@@ -434,7 +438,7 @@ async def test_a_token_that_is_taken_away(world: World, agents) -> None:
     channel = await answered(channels, client)
     write_tokens(folder, [token_entry("us1", "other")])
     gateway.signal(signal.SIGHUP)
-    await gateway.line("its token was removed: it gets no new sessions")
+    await gateway.line("its token was removed.* it gets no new sessions")
     assert (await control.hear_of("draining"))["type"] == "draining"
     refused = await ask(world, gateway)
     await refused.expect_error("no_agent", 1011)

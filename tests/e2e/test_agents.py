@@ -383,3 +383,96 @@ async def test_stopped_readers_do_not_slow_the_others(world: World) -> None:
     for task in floods:
         assert not task.done()
         task.cancel()
+
+
+# --- operators ----------------------------------------------------------------------------------------------------
+async def get(gateway, path: str, port: int | None = None, key: str | None = None) -> tuple[int, bytes]:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port or gateway.admin_port)
+    writer.write(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n{f'X-API-Key: {key}' if key else 'X-None: 1'}\r\nConnection: close\r\n\r\n".encode())
+    head, _, body = (await asyncio.wait_for(reader.read(), 15)).partition(b"\r\n\r\n")
+    writer.close()
+    return int(head.split(b" ")[1]), body
+
+
+async def ups(gateway) -> dict[str, bool]:
+    _, body = await get(gateway, "/network/agents", gateway.port, KEY)
+    return {one["slug"]: one["up"] for one in json.loads(body)["agents"]}
+
+
+async def refused(world: World, gateway, target: Target, code: str, **fields) -> None:
+    client = await world.client(gateway)
+    await client.connect({"apiKey": KEY, "url": target.url(), **fields})
+    await client.expect_error(code, 1011)
+
+
+@pytest.mark.parametrize("entry", [token_entry("zz", f"{TOKEN}-de1"), token_entry("de1", f"{TOKEN}-de1", country="FR")], ids=["slug", "country"])
+async def test_a_token_that_is_for_another_agent_now(world: World, entry: dict) -> None:
+    folder = world.folder()
+    (gateway,), (agent,) = await fleet(world, ("de1",), folder=folder)
+    target = world.target().serve_echo()
+    client, _ = await connected(world, gateway, target)
+    write_tokens(folder, [entry])
+    gateway.signal(signal.SIGHUP)
+    await gateway.line("is for another agent now: it gets no new sessions")
+    await refused(world, gateway, target, "no_agent")
+    await echoes(client)
+    await closes(client)
+    await agent.line("slug or country is refused")
+    assert not any((await ups(gateway)).values())
+
+
+async def test_a_token_is_exchanged_without_a_gap_while_sessions_live(world: World) -> None:
+    folder, home = world.folder(), world.folder()
+    (gateway,), (agent,) = await fleet(world, ("de1",), folder=folder, agent={"folder": home})
+    target = world.target().serve_echo()
+    client, _ = await connected(world, gateway, target)
+    write_tokens(folder, [token_entry("de1", f"{TOKEN}-de1"), token_entry("de1", "new")])
+    gateway.signal(signal.SIGHUP)
+    await gateway.line("agent tokens.*2 in all")
+    (home / "agent.token").write_text("new")
+    agent.signal(signal.SIGHUP)
+    await agent.line("linking anew")
+    await linked(gateway, 2)
+    write_tokens(folder, [token_entry("de1", "new")])
+    gateway.signal(signal.SIGHUP)
+    await gateway.line("agent tokens.*1 in all")
+    other, _ = await connected(world, gateway, target)
+    await echoes(other)
+    await echoes(client)
+
+
+async def test_a_full_agent_of_two_gateways_is_no_agent(world: World) -> None:
+    gateways, _ = await fleet(world, ("de1",), gateways=2, agent={"top": {"max_sessions": 2}})
+    target = world.target().serve_echo()
+    kept = [await connected(world, gateway, target) for gateway in gateways]
+    for gateway in gateways:
+        await refused(world, gateway, target, "no_agent")
+        assert await ups(gateway) == {"de1": True}, "full is not down"
+        assert (await get(gateway, "/readyz"))[0] == 200
+    for client, _ in kept:
+        await echoes(client)
+
+
+async def test_what_is_said_of_an_agent_that_drains(world: World) -> None:
+    (gateway,), (agent,) = await fleet(world, ("de1",), agent={"limits": {"drain": "7s"}})
+    target = world.target()
+    client, connection = await world.dialling(gateway, target)
+    await connection.send(connection.switching())
+    assert (await client.read_json())["type"] == "connected"
+    agent.signal(signal.SIGTERM)
+    await gateway.line("agent drains")
+    assert await ups(gateway) == {"de1": False}
+    assert (await get(gateway, "/readyz"))[0] == 503
+    await asyncio.gather(client.expect_close(1012, "Service restart"), connection.expect_close(1001, "Service restart"))
+    await connection.send_close(1001)
+    await client.finish(1012)
+    line = await gateway.line("access: .*")
+    assert 'closed_by="agent" close_code=1012' in line[0], line[0]
+
+
+async def test_a_dial_that_a_draining_agent_cannot_finish_is_1012(world: World) -> None:
+    (gateway,), (agent,) = await fleet(world, ("de1",), agent={"limits": {"drain": "4s"}})
+    client, connection = await world.dialling(gateway, world.target())
+    agent.signal(signal.SIGTERM)
+    await client.expect_close(1012, "Service restart")
+    await client.finish(1012)

@@ -75,6 +75,8 @@ enum End {
     /// Nothing was begun, so another agent may.
     Refused(&'static str),
     Failed(Failure),
+    /// The time of a drain is over.
+    Drained,
 }
 
 /// Opens a channel, and serves it to its end. `draining` is set when the agent drains or the gateway is lost.
@@ -263,7 +265,7 @@ async fn dial_in_time(
     match worker.tasks.within_window(draining, Box::pin(reach)).await {
         Some(Some(dialled)) => dialled.map_err(End::Failed),
         Some(None) => Err(End::Failed(Failure::TargetTimeout)),
-        None => Err(End::Failed(Failure::AgentFailure)),
+        None => Err(End::Drained),
     }
 }
 
@@ -353,6 +355,15 @@ impl End {
                 tracing::debug!(%session, "refused: {reason}");
                 worker.counters.outcome(if reason == "full" { "overloaded" } else { counters::DRAINING });
                 Reply::Refused { reason: reason.to_owned() }
+            }
+            Self::Drained => {
+                worker.counters.outcome(counters::DRAINING);
+                Reply::Failed {
+                    code: link::DRAINED.to_owned(),
+                    detail: String::new(),
+                    status: None,
+                    took: took(timings),
+                }
             }
             Self::Failed(failure) => {
                 if let Failure::TargetUnreachable(why) | Failure::TargetHandshakeInvalid(why) = &failure {

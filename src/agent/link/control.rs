@@ -21,6 +21,7 @@ use super::{
 };
 use crate::{
     agent::worker::{Order, Worker},
+    config::agent::Token,
     protocol::link::{
         self, FromAgent, FromGateway, LinkError,
         liveness::{Life, Liveness, next_heartbeat},
@@ -52,6 +53,8 @@ pub struct Control {
     worker: Rc<Worker>,
     gateway: Arc<Gateway>,
     events: UnboundedReceiver<Event>,
+    /// What the link that stands was made with.
+    token: Option<Arc<Token>>,
     /// The process that answered last, and what is known of its life. `None` where it is lost.
     instance: Option<(Arc<Instance>, Liveness)>,
     stock: Stock,
@@ -73,6 +76,7 @@ impl Control {
             worker,
             gateway,
             events,
+            token: None,
             instance: None,
             stock: Stock::default(),
             backoff: Backoff::default(),
@@ -90,7 +94,12 @@ impl Control {
             let least = match self.connect().await {
                 Ok(link) => {
                     let began = Instant::now();
+                    self.token = Some(self.worker.shared.token.load_full());
                     let end = self.serve(link).await;
+                    if self.has_new_token() {
+                        tracing::info!(gateway = %self.gateway.name, "the token has changed: linking anew with it");
+                        continue;
+                    }
                     self.gateway.up.store(false, Ordering::Relaxed);
                     tracing::warn!(gateway = %self.gateway.name, "the link to the gateway has ended: {end}");
                     if began.elapsed() >= STEADY {
@@ -188,6 +197,7 @@ impl Control {
                 }
             };
             match readable {
+                Err(Some(Event::Reloaded)) if self.has_new_token() => return "the token has changed".into(),
                 Err(event) => self.note(event),
                 Ok(false) => {}
                 Ok(true) => {
@@ -201,6 +211,12 @@ impl Control {
                 }
             }
         }
+    }
+
+    /// Whether the link came about with a token that has been replaced since.
+    fn has_new_token(&self) -> bool {
+        let now = self.worker.shared.token.load();
+        self.token.as_ref().is_some_and(|token| token.reveal() != now.reveal())
     }
 
     /// The gateway's process that has answered: the one before, or a new one.

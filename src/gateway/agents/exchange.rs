@@ -24,8 +24,12 @@ use crate::{
 pub enum Unmet {
     /// Nothing has been begun: another channel or another agent may do it.
     Again(String),
+    /// The agent takes no session now, in its own words. It has begun nothing.
+    Refused(String),
     /// The dial had begun, so nobody else may try.
     Failed(Failure),
+    /// The agent drains, and the dial did not come to its end in time.
+    Drained,
 }
 
 /// Asks the agent at the other end of `socket` for a session. The whole may be dropped, which closes the channel; the
@@ -52,7 +56,7 @@ pub async fn exchange(
     let accepted = deadline::until(Instant::now() + link::ACCEPT, next(&socket, &mut input)).await;
     match accepted {
         Some(Ok(Reply::Accepted)) => {}
-        Some(Ok(Reply::Refused { reason })) => return Err(Unmet::Again(reason)),
+        Some(Ok(Reply::Refused { reason })) => return Err(Unmet::Refused(reason)),
         Some(Ok(_)) => return Err(Unmet::Again("an answer that was not expected".into())),
         Some(Err(error)) => return Err(Unmet::Again(error.to_string())),
         None => return Err(Unmet::Again(format!("no answer within {:?}", link::ACCEPT))),
@@ -74,8 +78,12 @@ pub async fn exchange(
             }
             Ok(Reply::Failed { code, detail, status, took }) => {
                 note(&took, timings);
+                if code == link::DRAINED {
+                    return Err(Unmet::Drained);
+                }
                 return Err(Unmet::Failed(link::failure(&code, &detail, status)));
             }
+            Ok(Reply::Refused { reason }) if !begun => return Err(Unmet::Refused(reason)),
             Ok(Reply::Refused { reason }) => return Err(lost(begun, reason)),
             Ok(Reply::Accepted | Reply::Unknown) => {}
             Err(error) => return Err(lost(begun, error.to_string())),

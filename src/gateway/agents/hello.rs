@@ -3,7 +3,7 @@
 //! The token is looked at first. A stranger learns no more than that it is not known.
 use std::ops::RangeInclusive;
 
-use super::{Agents, tokens::Tokens};
+use super::{Agents, MAX_PROCESSES, tokens::Tokens};
 use crate::{
     config::agents::AgentEntry,
     gateway::http::{Request, Response},
@@ -58,6 +58,10 @@ pub fn judge(agents: &Agents, tokens: &Tokens, request: &Request, draining: bool
         }
         let agent = agents.by_process(process).filter(|agent| agent.slug == entry.slug);
         let agent = agent.ok_or_else(|| Response::error(421, "not_linked", "No control link of this agent is here"))?;
+        if agent.has_too_many_channels(agents.channels_wanted()) {
+            let answer = Response::error(503, "too_many_channels", "More idle data channels than anybody asked for");
+            return Err(answer.with("Retry-After", "1"));
+        }
         return Ok(Admitted::Data(agent.id));
     }
     let protocol = protocol(request)?;
@@ -73,6 +77,10 @@ pub fn judge(agents: &Agents, tokens: &Tokens, request: &Request, draining: bool
     }
     let max_sessions = value(header::MAX_SESSIONS)?.parse();
     let max_sessions = max_sessions.map_err(|_| bad(header::MAX_SESSIONS))?;
+    if agents.by_process(process).is_none() && agents.processes(slug) >= MAX_PROCESSES {
+        let message = format!("{MAX_PROCESSES} agents of the slug {slug} are linked already");
+        return Err(Response::error(503, "too_many_agents", &message).with("Retry-After", "1"));
+    }
     let has_sessions = agents.by_process(process).is_some_and(|agent| agent.sessions() > 0);
     if draining && !has_sessions {
         let answer = Response::error(503, "draining", "This gateway is shutting down");

@@ -39,6 +39,11 @@ use crate::{
     telemetry::prometheus::AgentCounts,
 };
 
+/// The most processes of one slug that are linked at once: a fleet is smaller, and a leaked token does no more.
+const MAX_PROCESSES: usize = 256;
+/// The most idle channels of one process beyond those that are wanted: those that sessions asked for and gave up.
+const SPARE_CHANNELS: usize = 256;
+
 /// The number of no link.
 const LOST: u64 = 0;
 
@@ -163,12 +168,24 @@ impl Agent {
     }
 
     fn takes_sessions(&self) -> bool {
-        let flag = |flag: &AtomicBool| flag.load(Ordering::Relaxed);
-        flag(&self.up) && !flag(&self.draining) && !flag(&self.revoked) && self.load() < self.max_sessions
+        self.is_up() && self.load() < self.max_sessions
     }
 
+    /// It is there for new sessions, unless it is full.
     fn is_up(&self) -> bool {
-        self.up.load(Ordering::Relaxed) && !self.revoked.load(Ordering::Relaxed)
+        let flag = |flag: &AtomicBool| flag.load(Ordering::Relaxed);
+        flag(&self.up) && !flag(&self.draining) && !flag(&self.revoked)
+    }
+
+    /// It has said that it drains.
+    pub fn drains(&self) -> bool {
+        self.draining.load(Ordering::Relaxed)
+    }
+
+    /// Whether it has so many idle channels that another one is no help, but a burden.
+    fn has_too_many_channels(&self, wanted: usize) -> bool {
+        let idle: usize = self.idle.iter().map(|count| count.load(Ordering::Relaxed)).sum();
+        idle >= wanted + SPARE_CHANNELS
     }
 
     /// Asks it for so many channels more than it would have ready.
@@ -253,10 +270,13 @@ impl Agents {
         let tokens = tokens.load();
         let mut removed = 0;
         for agent in self.linked.load().iter() {
-            let revoked = !tokens.has(&agent.token.load());
+            let revoked = !tokens.stands_for(&agent.token.load(), &agent.slug, &agent.country);
             if revoked && !agent.revoked.swap(true, Ordering::Relaxed) {
                 removed += 1;
-                tracing::warn!(agent = agent.slug, "its token was removed: it gets no new sessions");
+                tracing::warn!(
+                    agent = agent.slug,
+                    "its token was removed, or is for another agent now: it gets no new sessions"
+                );
                 agent.say(FromGateway::Draining);
             } else if !revoked {
                 agent.revoked.store(false, Ordering::Relaxed);
@@ -343,9 +363,13 @@ impl Agents {
         known
     }
 
-    /// Whether a session could be had just now.
     pub fn any_up(&self) -> bool {
-        self.embedded.is_some() || self.linked.load().iter().any(|agent| agent.takes_sessions())
+        self.embedded.is_some() || self.linked.load().iter().any(|agent| agent.is_up())
+    }
+
+    /// How many processes are linked with tokens of this slug.
+    fn processes(&self, slug: &str) -> usize {
+        self.linked.load().iter().filter(|agent| agent.slug.eq_ignore_ascii_case(slug)).count()
     }
 
     fn by_process(&self, process: &str) -> Option<Arc<Agent>> {

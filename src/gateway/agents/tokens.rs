@@ -22,8 +22,12 @@ impl Tokens {
         self.0.get(&hash).filter(|entry| bool::from(entry.sha256.ct_eq(&hash)))
     }
 
-    pub fn has(&self, sha256: &[u8; 32]) -> bool {
-        self.0.contains_key(sha256)
+    /// Whether the token of this hash is still for that slug in that country.
+    pub fn stands_for(&self, sha256: &[u8; 32], slug: &str, country: &str) -> bool {
+        self.0.get(sha256).is_some_and(|entry| {
+            let country_fits = entry.country.as_deref().is_none_or(|expected| expected.eq_ignore_ascii_case(country));
+            entry.slug.eq_ignore_ascii_case(slug) && country_fits
+        })
     }
 
     pub fn entries(&self) -> impl Iterator<Item = &AgentEntry> {

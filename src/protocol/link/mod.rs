@@ -45,6 +45,9 @@ pub mod header {
     pub const CHANNELS: &str = "Ringway-Channels";
 }
 
+/// The code of a dial that a draining agent has given up.
+pub const DRAINED: &str = "draining";
+
 /// The longest message, in bytes. A connect message has at most 64 KiB, of which JSON can make six times as much.
 const MAX_MESSAGE: usize = 512 * 1024;
 
