@@ -283,7 +283,8 @@ async fn watch(socket: &Socket, held: &mut Vec<u8>, stop: &Signal) -> Result<(),
         if stop.or(socket.readable()).await.is_none() {
             return Ok(());
         }
-        let (received, buffer) = socket.recv(Buffer::take(), 0).await;
+        // It must come to its end, which with TLS a gateway that reads nothing could keep it from.
+        let (received, buffer) = deadline::within(socket, PATIENCE, socket.recv(Buffer::take(), 0)).await;
         match received {
             Ok(Received::Data(len)) => held.extend_from_slice(&buffer[..len]),
             Ok(Received::Nothing) => {}
