@@ -1,10 +1,11 @@
 //! The books of one gateway's data channels: how many are ready, and how many are to be opened. Nothing here is
 //! opened or closed.
+use crate::protocol::link::MAX_WAITING;
 
 /// A gateway cannot make an agent open more than these.
 const MAX_OPENING: u32 = 64;
 const MAX_WANTED: u32 = 4096;
-const MAX_ASKED: u32 = 1024;
+const MAX_ASKED: u32 = MAX_WAITING - MAX_WANTED;
 
 /// What a data channel is before its request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,7 +52,7 @@ impl Stock {
     pub fn open(&mut self) -> u32 {
         let missing = self.wanted.saturating_sub(self.ready + self.opening) + self.asked;
         // However often it asks: what waits unused is bounded, too.
-        let room = (MAX_WANTED + MAX_ASKED).saturating_sub(self.ready + self.opening);
+        let room = MAX_WAITING.saturating_sub(self.ready + self.opening);
         let now = missing.min(MAX_OPENING.saturating_sub(self.opening)).min(room);
         self.asked -= self.asked.min(now);
         self.opening += now;
