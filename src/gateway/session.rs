@@ -80,7 +80,8 @@ struct Reached {
     /// Of the agent.
     node_id: String,
     place: Place,
-    hop: u64,
+    /// `None`: it is the embedded one.
+    agent: Option<Arc<Agent>>,
     in_use: InUse,
 }
 
@@ -237,7 +238,7 @@ async fn reach(
                 record.agent(&embedded.slug, asked.elapsed());
                 let dialled = worker.shared.dialler.dial(request, timings).await?;
                 let node_id = embedded.node_id.clone();
-                return Ok(Reached { dialled, node_id, place: Place::Whole, hop: 0, in_use });
+                return Ok(Reached { dialled, node_id, place: Place::Whole, agent: None, in_use });
             }
         };
         record.agent(&agent.slug, asked.elapsed());
@@ -247,7 +248,7 @@ async fn reach(
         match reach_through(worker, record, &agent, request, timings, deadline, another_fits).await {
             Ok(dialled) => {
                 let node_id = agent.node_id.clone();
-                return Ok(Reached { dialled, node_id, place: Place::Gateway, hop: agent.id, in_use });
+                return Ok(Reached { dialled, node_id, place: Place::Gateway, agent: Some(agent), in_use });
             }
             Err(Unmet::Failed(failure)) => return Err(failure.into()),
             Err(Unmet::Drained) => return Err(Unreached::Restart),
@@ -326,7 +327,7 @@ async fn begin(
     reached: Reached,
     held: Held,
 ) {
-    let Reached { dialled, node_id, place, hop, in_use } = reached;
+    let Reached { dialled, node_id, place, agent, in_use } = reached;
     let message = answer::connected(&node_id, dialled.subprotocol.as_deref());
     match client.send(&message).await {
         Ok(()) => record.connected(),
@@ -341,13 +342,17 @@ async fn begin(
         from_target: dialled.received,
         idle_timeout: request.idle_timeout,
         place,
-        hop,
+        hop: agent.as_ref().map_or(0, |agent| agent.id),
     };
     let account = of_key.key().account(worker.index, worker.shared.workers);
     let meter = Meter { worker: worker.counters.clone(), account };
     let relayed = worker.clone();
     let awaited = worker.tasks.awaited();
     worker.tasks.spawn(move |_| async move {
+        if agent.is_some_and(|agent| agent.is_lost()) {
+            // Behind the abort that all its other sessions were told of.
+            connected.target.abort();
+        }
         let relay = relay::begin(connected, &relayed.registry, meter);
         record.relayed(&relay);
         relay.ended().await;

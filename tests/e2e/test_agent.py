@@ -121,6 +121,15 @@ async def test_a_gateway_cannot_make_it_open_channels_without_end(world):
     assert gateway.waiting["data"].empty(), "more than 64 at once"
 
 
+async def test_channels_that_end_at_once_are_not_opened_without_a_pause(world):
+    _, gateway, _ = await linked(world, {"channels": 1})
+    began, taken = time.monotonic(), 0
+    while taken < 4:
+        (await gateway.channel()).close()
+        taken += 1
+    assert time.monotonic() - began >= 1.4, "three pauses of at least half a second"
+
+
 async def test_messages_in_pieces_and_of_later_versions(world):
     _, gateway, control = await linked(world, {"channels": 0})
     await control.send_slices(encode({"type": "sing"}) + encode({"type": "open", "count": 1, "why": [1]}))

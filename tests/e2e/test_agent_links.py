@@ -93,6 +93,7 @@ async def test_without_a_file_of_tokens_there_is_nothing(world: World, agents) -
     ({"upgrade": "websocket"}, 426, "upgrade_required", "upgrade"),
     ({"Ringway_Slug": "us1"}, 403, "other_slug", "token is for the agent de1"),
     ({"Ringway_Country": "US"}, 403, "other_country", "de1 is in DE here, not in US"),
+    ({"Ringway_Country": "D"}, 400, "invalid_request", "Ringway-Country"),
     ({"Ringway_Protocol": "3", "Ringway_Protocol_Oldest": "2"}, 426, "unsupported_protocol", "agent speaks link protocol 2 to 3, this gateway 1: update the gateway"),
     ({"Ringway_Protocol": "0"}, 426, "unsupported_protocol", "update the agent"),
     ({"Ringway_Protocol": None}, 400, "invalid_request", "Ringway-Protocol"),

@@ -48,6 +48,8 @@ const OPENING: Duration = Duration::from_secs(10);
 /// were opened together are not all replaced together.
 const READY: Duration = Duration::from_secs(5 * 60);
 const SOONER: Duration = Duration::from_secs(30);
+/// A channel that ends so soon, without a request, was of no use: another one at once would be the same.
+const AT_ONCE: Duration = Duration::from_secs(1);
 /// How long a request may take from its first byte on.
 const REQUEST: Duration = Duration::from_secs(5);
 /// How long the gateway may take to take a message of ours, or to end the connection when we have.
@@ -89,11 +91,15 @@ pub async fn run(worker: Rc<Worker>, mut ticket: Ticket, load: Load, address: So
         Err(failure) => return ticket.failed(failure),
     };
     ticket.opened();
-    let asked = wait_for_request(&worker, &ticket, socket, received, &draining).await;
+    let opened = Instant::now();
+    let Some(asked) = wait_for_request(&worker, &ticket, socket, received, &draining).await else {
+        if opened.elapsed() < AT_ONCE {
+            ticket.failed(LinkFailure::Unused);
+        }
+        return;
+    };
     ticket.taken();
-    if let Some(asked) = asked {
-        Box::pin(serve(worker, ticket, load, asked, draining)).await;
-    }
+    Box::pin(serve(worker, ticket, load, asked, draining)).await;
 }
 
 /// Waits for readiness only. `None`: the channel is over, for whatever reason.
@@ -285,7 +291,8 @@ async fn watch(socket: &Socket, held: &mut Vec<u8>, stop: &Signal) -> Result<(),
         if stop.or(socket.readable()).await.is_none() {
             return Ok(());
         }
-        let (received, buffer) = socket.recv(Buffer::take(), 0).await;
+        // It must come to its end, which with TLS a gateway that reads nothing could keep it from.
+        let (received, buffer) = deadline::within(socket, PATIENCE, socket.recv(Buffer::take(), 0)).await;
         match received {
             Ok(Received::Data(len)) => held.extend_from_slice(&buffer[..len]),
             Ok(Received::Nothing) => {}

@@ -297,6 +297,10 @@ impl Control {
             let pause = self.channels_backoff.next(self.has_sessions(), fastrand::f64());
             self.channels_pause = Some(now + pause);
         }
+        if *failure == LinkFailure::Unused {
+            // A client that left early does that, too.
+            return tracing::debug!(%gateway, "{failure}");
+        }
         let told = failure.to_string();
         if self.channels_complaints.is_news(&told, now) {
             tracing::warn!(gateway = %self.gateway.name, "no data channel to the gateway: {told}; trying again");

@@ -65,6 +65,8 @@ pub enum LinkFailure {
     Version(String),
     #[error("it takes no agents now{}", .why)]
     Busy { retry_after: Option<Duration>, why: String },
+    #[error("it ended a data channel at once")]
+    Unused,
     #[error("another gateway answered where this one had been")]
     Mismatch,
     #[error("what answers there is no ringway gateway of this version, or the path is wrong: {0}")]

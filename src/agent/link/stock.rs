@@ -1,10 +1,11 @@
 //! The books of one gateway's data channels: how many are ready, and how many are to be opened. Nothing here is
 //! opened or closed.
+use crate::protocol::link::MAX_WAITING;
 
 /// A gateway cannot make an agent open more than these.
 const MAX_OPENING: u32 = 64;
 const MAX_WANTED: u32 = 4096;
-const MAX_ASKED: u32 = 1024;
+const MAX_ASKED: u32 = MAX_WAITING - MAX_WANTED;
 
 /// What a data channel is before its request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,7 +51,9 @@ impl Stock {
     /// How many to open now. They count as opening from here on.
     pub fn open(&mut self) -> u32 {
         let missing = self.wanted.saturating_sub(self.ready + self.opening) + self.asked;
-        let now = missing.min(MAX_OPENING.saturating_sub(self.opening));
+        // However often it asks: what waits unused is bounded, too.
+        let room = MAX_WAITING.saturating_sub(self.ready + self.opening);
+        let now = missing.min(MAX_OPENING.saturating_sub(self.opening)).min(room);
         self.asked -= self.asked.min(now);
         self.opening += now;
         now
@@ -125,6 +128,15 @@ mod tests {
             }
         }
         assert!(all <= MAX_WANTED + MAX_ASKED, "{all}");
+        // It asks again and again, and takes none.
+        for _ in 0..200 {
+            stock.ask(u32::MAX);
+            stock.open();
+            (0..stock.opening).for_each(|_| stock.opened());
+        }
+        assert_eq!(stock.ready(), MAX_WANTED + MAX_ASKED);
+        stock.ended(Stage::Ready);
+        assert_eq!(stock.open(), 1);
         stock.clear();
         assert_eq!((stock.open(), stock.ready()), (0, 0));
         stock.ended(Stage::Opening);

@@ -97,7 +97,7 @@ pub(super) fn answer(input: &mut Vec<u8>) -> Result<Option<Accepted>, Refusal> {
     if length <= MAX_BODY && input.len() < end + length {
         return Ok(None);
     }
-    let why = || message(input.get(end..end + length).unwrap_or_default());
+    let why = || message(input.get(end..end.saturating_add(length)).unwrap_or_default());
     Err(match status {
         401 => Refusal::Token,
         403 => Refusal::Forbidden(why()),
@@ -183,6 +183,7 @@ mod tests {
             ("426 X\r\nContent-Length: 17", r#"{"message":"old"}"#, Refusal::Version("old".into())),
             ("503 X\r\nRetry-After: 3\r\nContent-Length: 23", "{\"message\":\"off\u{2009}now\"}", busy),
             ("503 X\r\nContent-Length: 999999999", "", Refusal::Busy { retry_after: None, why: String::new() }),
+            ("426 X\r\nContent-Length: 18446744073709551615", "", Refusal::Version(String::new())),
             ("404 Not Found", "", no_gateway("HTTP 404")),
             ("200 OK", "", no_gateway("HTTP 200")),
             ("101 X\r\nUpgrade: websocket\r\nRingway-Protocol: 1", "", no_gateway("an Upgrade to something else")),

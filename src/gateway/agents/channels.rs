@@ -41,6 +41,10 @@ pub struct Channels {
 impl Channels {
     /// A fresh channel of `agent` for this worker: for the session that has waited longest, or to be kept.
     pub fn add(&self, worker: usize, agent: &Arc<Agent>, mut socket: Socket) {
+        if agent.is_lost() {
+            // Behind the errand that says so, nobody would ever forget it.
+            return;
+        }
         while let Some(waiting) = self.next_waiting(agent.id) {
             match waiting.send(socket) {
                 Ok(()) => return,
@@ -100,6 +104,9 @@ impl Channels {
         }
         if let Some(socket) = take_of_another(agents, worker, agent, deadline).await {
             return Some(socket);
+        }
+        if agent.is_lost() {
+            return None;
         }
         let (hand, mut handed) = oneshot::channel();
         self.waiting.borrow_mut().entry(agent.id).or_default().push_back(hand);

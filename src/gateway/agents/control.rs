@@ -68,6 +68,8 @@ pub async fn run_control(worker: &Rc<Worker>, mut client: Client, hello: Hello) 
             return agents.lose(&agent, number);
         }
         End::Lost => {}
+        // A link that has a successor says nothing of the agent any more.
+        End::Gone(_) if agent.link.load(Ordering::SeqCst) != number => return,
         End::Gone(why) => {
             liveness.ended(Instant::now());
             agent.up.store(false, Ordering::Relaxed);

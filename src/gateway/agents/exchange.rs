@@ -50,13 +50,14 @@ pub async fn exchange(
         timeout_ms: u64::try_from(time.as_millis()).unwrap_or(u64::MAX),
     };
     let socket = Rc::new(socket);
+    let asked_at = Instant::now();
     let sent = deadline::within(&socket, link::ACCEPT, socket.send_bytes(&link::encode(&asked))).await;
     sent.map_err(|error| Unmet::Again(error.to_string()))?;
     let mut input = Vec::new();
     let accepted = deadline::until(Instant::now() + link::ACCEPT, next(&socket, &mut input)).await;
     match accepted {
         Some(Ok(Reply::Accepted)) => {}
-        Some(Ok(Reply::Refused { reason })) => return Err(Unmet::Refused(reason)),
+        Some(Ok(Reply::Refused { reason })) => return Err(Unmet::Refused(link::readable(&reason))),
         Some(Ok(_)) => return Err(Unmet::Again("an answer that was not expected".into())),
         Some(Err(error)) => return Err(Unmet::Again(error.to_string())),
         None => return Err(Unmet::Again(format!("no answer within {:?}", link::ACCEPT))),
@@ -69,7 +70,7 @@ pub async fn exchange(
         match next(&socket, &mut input).await {
             Ok(Reply::Dialing) => begun = true,
             Ok(Reply::Connected { subprotocol, took }) => {
-                note(&took, timings);
+                note(&took, asked_at.elapsed(), timings);
                 let offered = |selected: &String| request.subprotocols.contains(selected);
                 if subprotocol.as_ref().is_some_and(|selected| !offered(selected)) {
                     return Err(Unmet::Failed(Failure::AgentFailure));
@@ -77,14 +78,14 @@ pub async fn exchange(
                 return Ok(Dialled { socket, received: input, subprotocol });
             }
             Ok(Reply::Failed { code, detail, status, took }) => {
-                note(&took, timings);
+                note(&took, asked_at.elapsed(), timings);
                 if code == link::DRAINED {
                     return Err(Unmet::Drained);
                 }
                 return Err(Unmet::Failed(link::failure(&code, &detail, status)));
             }
-            Ok(Reply::Refused { reason }) if !begun => return Err(Unmet::Refused(reason)),
-            Ok(Reply::Refused { reason }) => return Err(lost(begun, reason)),
+            Ok(Reply::Refused { reason }) if !begun => return Err(Unmet::Refused(link::readable(&reason))),
+            Ok(Reply::Refused { reason }) => return Err(lost(begun, link::readable(&reason))),
             Ok(Reply::Accepted | Reply::Unknown) => {}
             Err(error) => return Err(lost(begun, error.to_string())),
         }
@@ -107,8 +108,9 @@ async fn next(socket: &Socket, input: &mut Vec<u8>) -> io::Result<Reply> {
     }
 }
 
-fn note(took: &Took, timings: &Timings) {
-    let time = |us: Option<u64>| us.map(Duration::from_micros);
+/// `all`: how long all of it took here, than which no part of it can have taken longer.
+fn note(took: &Took, all: Duration, timings: &Timings) {
+    let time = |us: Option<u64>| us.map(|us| Duration::from_micros(us).min(all));
     timings.dns.set(time(took.dns_us));
     timings.tcp.set(time(took.tcp_us));
     timings.tls.set(time(took.tls_us));

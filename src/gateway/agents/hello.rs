@@ -5,7 +5,7 @@ use std::ops::RangeInclusive;
 
 use super::{Agents, MAX_PROCESSES, tokens::Tokens};
 use crate::{
-    config::agents::AgentEntry,
+    config::{agents::AgentEntry, names},
     gateway::http::{Request, Response},
     protocol::link::{self, header},
 };
@@ -70,7 +70,7 @@ pub fn judge(agents: &Agents, tokens: &Tokens, request: &Request, draining: bool
         let message = format!("This token is for the agent {}, not for {slug}", entry.slug);
         return Err(Response::error(403, "other_slug", &message));
     }
-    let country = value(header::COUNTRY)?;
+    let country = &names::country(value(header::COUNTRY)?).map_err(|_| bad(header::COUNTRY))?;
     if let Some(expected) = entry.country.as_deref().filter(|expected| !expected.eq_ignore_ascii_case(country)) {
         let message = format!("The agent {slug} is in {expected} here, not in {country}");
         return Err(Response::error(403, "other_country", &message));
@@ -88,7 +88,7 @@ pub fn judge(agents: &Agents, tokens: &Tokens, request: &Request, draining: bool
     }
     Ok(Admitted::Control(Hello {
         entry: entry.clone(),
-        country: country.to_ascii_uppercase(),
+        country: country.clone(),
         node_id: value(header::NODE_ID)?.to_owned(),
         process: process.to_owned(),
         max_sessions,

@@ -171,6 +171,16 @@ impl Agent {
         self.is_up() && self.load() < self.max_sessions
     }
 
+    /// Its channels that are ready, of all workers.
+    fn idle(&self) -> usize {
+        self.idle.iter().map(|count| count.load(Ordering::Relaxed)).sum()
+    }
+
+    /// Its sessions end, and it does not come back under this number.
+    pub fn is_lost(&self) -> bool {
+        self.link.load(Ordering::SeqCst) == LOST
+    }
+
     /// It is there for new sessions, unless it is full.
     fn is_up(&self) -> bool {
         let flag = |flag: &AtomicBool| flag.load(Ordering::Relaxed);
@@ -184,8 +194,7 @@ impl Agent {
 
     /// Whether it has so many idle channels that another one is no help, but a burden.
     fn has_too_many_channels(&self, wanted: usize) -> bool {
-        let idle: usize = self.idle.iter().map(|count| count.load(Ordering::Relaxed)).sum();
-        idle >= wanted + SPARE_CHANNELS
+        self.idle() >= wanted + SPARE_CHANNELS
     }
 
     /// Asks it for so many channels more than it would have ready.
@@ -342,13 +351,12 @@ impl Agents {
             });
         }
         for agent in self.linked.load().iter() {
-            let idle: usize = agent.idle.iter().map(|count| count.load(Ordering::Relaxed)).sum();
             add(Known {
                 slug: agent.slug.clone(),
                 country: Some(agent.country.clone()),
                 up: agent.is_up(),
                 sessions: agent.sessions(),
-                idle_channels: idle as u64,
+                idle_channels: agent.idle() as u64,
             });
         }
         if let Some(tokens) = &self.tokens {
@@ -423,12 +431,20 @@ impl Agents {
                 linked
             });
         }
+        if !self
+            .tokens
+            .as_ref()
+            .is_some_and(|tokens| tokens.load().stands_for(&hello.entry.sha256, &agent.slug, &agent.country))
+        {
+            // It was removed since the request was judged, and whoever did that may not have seen this agent.
+            agent.revoked.store(true, Ordering::SeqCst);
+        }
         (agent, link, to_say)
     }
 
     /// That agent is gone for good: its sessions end, its channels are closed.
     fn lose(&self, agent: &Agent, link: u64) {
-        if agent.link.compare_exchange(link, LOST, Ordering::Relaxed, Ordering::Relaxed).is_err() {
+        if agent.link.compare_exchange(link, LOST, Ordering::SeqCst, Ordering::Relaxed).is_err() {
             return; // It has come back at the last moment.
         }
         agent.up.store(false, Ordering::Relaxed);
@@ -460,4 +476,83 @@ pub const LAST_MOMENT: Duration = Duration::from_millis(100);
 pub fn cold_until(now: Instant, deadline: Instant, another_fits: bool) -> Instant {
     let last = deadline.checked_sub(LAST_MOMENT).unwrap_or(deadline);
     if another_fits { last.min(now + COLD_CHANNEL) } else { last }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::net::{TcpListener, TcpStream as StdStream};
+
+    use monoio::net::TcpStream;
+    use sha2::{Digest, Sha256};
+
+    use super::*;
+    use crate::{gateway::http::HeadReader, relay::socket::Socket, runtime::driver::Driver};
+
+    fn hello() -> Hello {
+        let sha256 = Sha256::digest("token").into();
+        Hello {
+            entry: AgentEntry { slug: "de1".into(), sha256, country: None },
+            country: "DE".into(),
+            node_id: "node".into(),
+            process: "process".into(),
+            max_sessions: 9,
+            protocol: 1,
+        }
+    }
+
+    fn agents() -> Agents {
+        Agents::new(None, Some(vec![hello().entry]), 4, 1).0
+    }
+
+    #[test]
+    fn a_token_that_is_removed_while_its_link_begins_gets_no_sessions() {
+        let agents = agents();
+        let (kept, ..) = agents.link(&hello());
+        assert!(kept.takes_sessions());
+        agents.replace_tokens(Vec::new());
+        // Judged before that.
+        for process in ["process", "another"] {
+            let (agent, ..) = agents.link(&Hello { process: process.into(), ..hello() });
+            assert!(!agent.takes_sessions(), "{process}");
+        }
+    }
+
+    #[test]
+    fn an_agent_has_no_more_channels_waiting_than_an_agent_may_have() {
+        let agents = agents();
+        let (agent, ..) = agents.link(&hello());
+        let request = format!(
+            "GET /agent/data HTTP/1.1\r\nHost: h\r\nConnection: Upgrade\r\nUpgrade: ringway\r\n\
+             Authorization: Bearer token\r\nRingway-Process: process\r\nRingway-Instance: {}\r\n\r\n",
+            agents.instance
+        );
+        let request = HeadReader::default().next(&mut request.into_bytes()).unwrap().unwrap();
+        assert!(matches!(agents.judge(&request, false), Ok(Admitted::Data(id)) if id == agent.id));
+        agent.idle[0].store(5120, Ordering::Relaxed);
+        let refused = agents.judge(&request, false).map_err(|answer| answer.code().map(str::to_owned));
+        assert_eq!(refused.unwrap_err().as_deref(), Some("too_many_channels"));
+    }
+
+    #[test]
+    fn nobody_waits_for_a_lost_agent_and_its_channels_are_closed() {
+        let agents = agents();
+        let (agent, link, _) = agents.link(&hello());
+        agents.lose(&agent, link);
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let theirs = StdStream::connect(listener.local_addr().unwrap()).unwrap();
+        theirs.set_nonblocking(true).unwrap();
+        Driver::Epoll(None)
+            .block_on(async {
+                let channels = Channels::default();
+                // What comes behind the errand that says that it is lost.
+                channels.forget(agent.id);
+                channels.add(0, &agent, Socket::plain(TcpStream::from_std(theirs).unwrap()));
+                assert_eq!(agent.idle(), 0);
+                let deadline = Instant::now() + Duration::from_secs(20);
+                assert!(channels.take(&agents, 0, &agent, deadline).await.is_none());
+                assert!(Instant::now() < deadline, "it waited");
+            })
+            .unwrap();
+    }
 }

@@ -54,6 +54,9 @@ const MAX_MESSAGE: usize = 512 * 1024;
 /// The longest text of an agent's that a client is told, in bytes.
 const MAX_DETAIL: usize = 512;
 
+/// The most data channels of one agent's process that wait for a session at a gateway.
+pub const MAX_WAITING: u32 = 5120;
+
 /// How often each side says that it is there.
 pub const HEARTBEAT: Duration = Duration::from_secs(5);
 
@@ -166,15 +169,19 @@ impl Reply {
     }
 }
 
+/// What an agent wrote, as it may stand in a message to a client or in a line of a log.
+#[must_use]
+pub fn readable(text: &str) -> String {
+    let mut text: String = text.chars().filter(|c| !c.is_control()).collect();
+    text.truncate(text.floor_char_boundary(MAX_DETAIL));
+    text
+}
+
 /// What the client is told of a [`Reply::Failed`]. A code that no dial can end with, or that is not known here, is a
 /// failure of the agent.
 #[must_use]
 pub fn failure(code: &str, detail: &str, status: Option<u16>) -> Failure {
-    let detail = || {
-        let mut text: String = detail.chars().filter(|c| !c.is_control()).collect();
-        text.truncate(text.floor_char_boundary(MAX_DETAIL));
-        text
-    };
+    let detail = || readable(detail);
     match (code, status) {
         ("target_not_allowed", _) => Failure::TargetNotAllowed,
         ("target_unreachable", _) => Failure::TargetUnreachable(detail()),

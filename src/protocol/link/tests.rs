@@ -121,3 +121,9 @@ fn framed(json: &[u8]) -> Vec<u8> {
     bytes.extend_from_slice(json);
     bytes
 }
+
+#[test]
+fn what_an_agent_wrote_breaks_no_line_and_fills_no_log() {
+    assert_eq!(readable("full\r\n2026 INFO all is well\u{1b}[2J"), "full2026 INFO all is well[2J");
+    assert_eq!(readable(&"\u{e9}".repeat(100_000)).len(), 512);
+}
