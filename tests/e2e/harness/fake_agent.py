@@ -71,6 +71,11 @@ class Link:
 
     async def ended(self, patience: float = PATIENCE_S) -> bytes:
         """What comes until the connection ends."""
+        if self._hearing is not None:
+            # Two cannot read at a time, and which of the two hears of the end is chance.
+            self._hearing.cancel()
+            await asyncio.wait([self._hearing])
+            self._hearing = None
         try:
             return await asyncio.wait_for(self.reader.read(), patience)
         except ConnectionResetError:
