@@ -25,6 +25,7 @@ use crate::{
     protocol::drain::Drain,
     relay::{Registry, wake::Signal},
     runtime::{
+        memory,
         tasks::Tasks,
         threads::{self, Line},
     },
@@ -154,9 +155,7 @@ impl Worker {
     /// This channel waits for a request: it is woken when its hop is lost.
     pub fn waits(&self, hop: u64, signal: &Rc<Signal>) {
         let mut waiting = self.waiting.borrow_mut();
-        if waiting.len() == waiting.capacity() {
-            waiting.retain(|(_, signal)| signal.strong_count() > 0);
-        }
+        memory::make_room(&mut waiting, |(_, signal)| signal.strong_count() > 0);
         waiting.push((hop, Rc::downgrade(signal)));
     }
 

@@ -1,8 +1,6 @@
 //! `ringway agent`: an agent that is linked to gateways, as its file says.
 use std::{path::PathBuf, process::ExitCode};
 
-use anyhow::Context;
-
 use super::{
     process::{self, ReadyArgs},
     supervise::{Reload, Service, supervise},
@@ -12,11 +10,7 @@ use crate::{
     agent::{Agent, Files},
     config::{AgentConfig, agent},
     protocol::drain::Drain,
-    runtime::{
-        driver::Driver,
-        memory,
-        threads::{self, Threads},
-    },
+    runtime::threads::Threads,
 };
 
 #[derive(Debug, clap::Args)]
@@ -44,10 +38,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         target_roots: config.egress.roots()?,
     };
     threads.listen_for_termination()?;
-    threads::raise_open_files();
-    memory::keep_pages_small();
-    let driver = Driver::choose(config.runtime.driver).context("runtime.driver")?;
-    driver.log();
+    let driver = process::prepare(config.runtime.driver)?;
     let admin = config.admin.addr.map(Admin::bind).transpose()?;
     let agent = Agent::start(config, files, &driver, &mut threads)?;
     if let Some(admin) = admin {

@@ -19,11 +19,7 @@ use crate::{
     config::{EgressRule, GatewayConfig, gateway::EmbeddedAgentConfig},
     echo,
     gateway::{Files, Gateway},
-    runtime::{
-        driver::Driver,
-        listen, memory,
-        threads::{self, Threads},
-    },
+    runtime::{listen, threads::Threads},
 };
 
 /// Where the gateway, its admin listener and the echo target listen, if nobody else does.
@@ -52,12 +48,9 @@ pub struct Args {
 pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let ready = args.ready.take()?;
     let _logs = process::start_logs()?;
-    threads::raise_open_files();
-    memory::keep_pages_small();
     let config = configuration(args);
     let roots = config.egress.roots()?;
-    let driver = Driver::choose(config.runtime.driver)?;
-    driver.log();
+    let driver = process::prepare(config.runtime.driver)?;
     let secret = key::generate()?;
     let keys = vec![key::entry("dev", &secret)];
 

@@ -9,16 +9,7 @@ use super::{
     process::{self, ReadyArgs},
     supervise::{Reload, Service, supervise},
 };
-use crate::{
-    config::gateway::Driver as Wanted,
-    echo,
-    protocol::drain::Drain,
-    runtime::{
-        driver::Driver,
-        memory,
-        threads::{self, Threads},
-    },
-};
+use crate::{config::gateway::Driver as Wanted, echo, protocol::drain::Drain, runtime::threads::Threads};
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -36,10 +27,7 @@ pub struct Args {
 pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let ready = args.ready.take()?;
     let _logs = process::start_logs()?;
-    threads::raise_open_files();
-    memory::keep_pages_small();
-    let driver = Driver::choose(Wanted::Auto)?;
-    driver.log();
+    let driver = process::prepare(Wanted::Auto)?;
     let mut threads = Threads::with_signals()?;
     let address = echo::start(args.listen, &driver, &mut threads)?;
     process::announce(address, "echo");

@@ -1,8 +1,6 @@
 //! `ringway gateway`: the gateway, as its file says.
 use std::{path::PathBuf, process::ExitCode};
 
-use anyhow::Context;
-
 use super::{
     process::{self, ReadyArgs},
     supervise::{Reload, Service, supervise},
@@ -12,11 +10,7 @@ use crate::{
     config::{GatewayConfig, agents, keys},
     gateway::{Files, Gateway, tls::Acceptor},
     protocol::drain::Drain,
-    runtime::{
-        driver::Driver,
-        memory,
-        threads::{self, Threads},
-    },
+    runtime::threads::Threads,
 };
 
 #[derive(Debug, clap::Args)]
@@ -45,10 +39,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         tls: config.listen.tls.as_ref().map(Acceptor::load).transpose()?,
     };
     threads.listen_for_termination()?;
-    threads::raise_open_files();
-    memory::keep_pages_small();
-    let driver = Driver::choose(config.runtime.driver).context("runtime.driver")?;
-    driver.log();
+    let driver = process::prepare(config.runtime.driver)?;
     let admin = config.admin.addr.map(Admin::bind).transpose()?;
     let gateway = Gateway::start(config, files, &driver, &mut threads)?;
     for address in &gateway.addresses {

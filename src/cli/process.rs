@@ -6,7 +6,13 @@ use std::{
     os::fd::{FromRawFd, RawFd},
 };
 
-use crate::telemetry::log::{self, Logs};
+use anyhow::Context;
+
+use crate::{
+    config::gateway::Driver as Wanted,
+    runtime::{driver::Driver, memory, threads},
+    telemetry::log::{self, Logs},
+};
 
 /// Failed while running, and failed for what the user wrote.
 pub const FAILED: u8 = 1;
@@ -29,6 +35,18 @@ impl UsageError {
 /// An environment variable has a value that cannot be used.
 pub fn start_logs() -> Result<Logs, UsageError> {
     log::start().map_err(UsageError)
+}
+
+/// Settles what the process may have of the system, and how its threads talk to the kernel; logs the latter.
+///
+/// # Errors
+/// The driver that is wanted is not to be had.
+pub fn prepare(driver: Wanted) -> anyhow::Result<Driver> {
+    threads::raise_open_files();
+    memory::keep_pages_small();
+    let driver = Driver::choose(driver).context("runtime.driver")?;
+    driver.log();
+    Ok(driver)
 }
 
 /// Tells on standard error where this process listens, plainly, whatever the log settings: scripts read it.

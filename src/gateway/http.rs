@@ -310,10 +310,17 @@ impl From<BadRequest> for Response {
 
 /// The answer to a WebSocket opening handshake (RFC 6455 section 4.2.2): no extension, no subprotocol.
 pub fn switching_protocols(accept: &str) -> Vec<u8> {
-    format!(
-        "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: {accept}\r\n\r\n"
-    )
-    .into_bytes()
+    switching_to("websocket", &[("Sec-WebSocket-Accept", accept)])
+}
+
+/// The answer to an upgrade to that protocol (RFC 9110 section 15.2.2), with these headers behind the two of its own.
+pub fn switching_to(protocol: &str, headers: &[(&str, &str)]) -> Vec<u8> {
+    let mut answer = format!("HTTP/1.1 101 Switching Protocols\r\nUpgrade: {protocol}\r\nConnection: Upgrade\r\n");
+    for (name, value) in headers {
+        answer += &format!("{name}: {value}\r\n");
+    }
+    answer += "\r\n";
+    answer.into_bytes()
 }
 
 const fn reason(status: u16) -> &'static str {

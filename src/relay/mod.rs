@@ -196,7 +196,7 @@ impl Registry {
 
     fn add(&self, relay: &Rc<Relay>) {
         let mut relays = self.relays.borrow_mut();
-        memory::make_room(&mut relays);
+        memory::make_room(&mut relays, |one| one.strong_count() > 0);
         relays.push(Rc::downgrade(relay));
         drop(relays);
         let draining = self.draining.borrow().clone();

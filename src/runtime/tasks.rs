@@ -59,7 +59,7 @@ impl Tasks {
         let signal = Rc::new(Signal::default());
         {
             let mut live = self.live.borrow_mut();
-            memory::make_room(&mut live);
+            memory::make_room(&mut live, |one| one.strong_count() > 0);
             live.push(Rc::downgrade(&signal));
         }
         self.count.set(self.count.get() + 1);

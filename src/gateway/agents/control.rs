@@ -16,6 +16,7 @@ use super::{Agent, Errand, Hello};
 use crate::{
     gateway::{
         connection::{Client, Filled},
+        http,
         worker::Worker,
     },
     protocol::link::{
@@ -27,7 +28,6 @@ use crate::{
 };
 
 /// How a control link ends.
-#[derive(Debug, PartialEq, Eq)]
 enum End {
     /// Another link of the same process is there.
     Replaced,
@@ -44,19 +44,17 @@ pub async fn run_control(worker: &Rc<Worker>, mut client: Client, hello: Hello) 
     let agents = &worker.shared.agents;
     let (agent, number, mut to_say) = agents.link(&hello);
     let mut liveness = Liveness::new(Instant::now());
-    let answer = format!(
-        "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: {}\r\n{}: {}\r\n{}: {}\r\n{}: {}\r\n\r\n",
+    let answer = http::switching_to(
         link::UPGRADE_TOKEN,
-        header::PROTOCOL,
-        hello.protocol,
-        header::INSTANCE,
-        agents.instance,
-        header::CHANNELS,
-        agents.channels_wanted(),
+        &[
+            (header::PROTOCOL, &hello.protocol.to_string()),
+            (header::INSTANCE, &agents.instance),
+            (header::CHANNELS, &agents.channels_wanted().to_string()),
+        ],
     );
     sockets::set_user_timeout(&client.socket, Some(sockets::DEAD_LINK));
     tracing::info!(agent = agent.slug, country = agent.country, node = agent.node_id, client = %client.peer, "agent linked");
-    let end = match client.send(answer.as_bytes()).await {
+    let end = match client.send(&answer).await {
         Ok(()) => talk(worker, &mut client, &agent, &mut to_say, &mut liveness).await,
         Err(error) => End::Gone(error.to_string()),
     };
@@ -79,9 +77,7 @@ pub async fn run_control(worker: &Rc<Worker>, mut client: Client, hello: Hello) 
                 sessions = agent.sessions(),
                 "agent's link ended: {why}"
             );
-            if !comes_back(&agent, number, &mut to_say, &liveness).await {
-                tracing::debug!(agent = agent.slug, "agent has not come back");
-            } else {
+            if comes_back(&agent, number, &mut to_say, &liveness).await {
                 return;
             }
         }
@@ -181,9 +177,8 @@ async fn comes_back(
 pub async fn admit_channel(worker: &Rc<Worker>, client: Client, agent: u64) {
     let agents = &worker.shared.agents;
     let Some(agent) = agents.by_id(agent) else { return };
-    let answer =
-        format!("HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: {}\r\n\r\n", link::UPGRADE_TOKEN);
-    if client.send(answer.as_bytes()).await.is_err() || !client.input.is_empty() {
+    let answer = http::switching_to(link::UPGRADE_TOKEN, &[]);
+    if client.send(&answer).await.is_err() || !client.input.is_empty() {
         // An agent says nothing before it is asked.
         return;
     }

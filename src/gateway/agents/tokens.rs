@@ -6,7 +6,7 @@ use subtle::ConstantTimeEq;
 
 use crate::config::agents::AgentEntry;
 
-/// A file of tokens. What it says of one token is `Arc`ed by whoever keeps it.
+/// What a file of tokens says.
 #[derive(Debug, Default)]
 pub struct Tokens(HashMap<[u8; 32], AgentEntry, ahash::RandomState>);
 
