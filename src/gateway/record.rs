@@ -15,7 +15,7 @@ use std::{
 
 use serde::Serialize;
 
-use super::{agents::Agent, keys::Key, worker::Worker};
+use super::{agents::Choice, keys::Key, worker::Worker};
 use crate::{
     admin::RowsWanted,
     agent::dial::Timings,
@@ -88,13 +88,11 @@ struct Details {
     key: Option<Arc<Key>>,
     /// Scheme, host and port.
     target: Option<Box<str>>,
-    agent: Option<Box<str>>,
-    /// The remote agent that has the session.
-    remote: Option<Arc<Agent>>,
+    agent: Option<Choice>,
     /// It is one of the worker's sessions: its connect message was validated, and its token taken.
     admitted: bool,
     outcome: Option<&'static str>,
-    connected_after: Option<Duration>,
+    connected_after_ms: Option<u32>,
     closed_by: Option<&'static str>,
     close_code: Option<u16>,
     relay: Option<Rc<Relay>>,
@@ -102,7 +100,14 @@ struct Details {
 
 impl Details {
     fn agent_drains(&self) -> bool {
-        self.remote.as_ref().is_some_and(|agent| agent.drains())
+        matches!(&self.agent, Some(Choice::Remote(agent)) if agent.drains())
+    }
+
+    fn slug<'a>(&'a self, worker: &'a Worker) -> Option<&'a str> {
+        match self.agent.as_ref()? {
+            Choice::Remote(agent) => Some(&agent.slug),
+            Choice::Embedded => worker.shared.agents.embedded().map(|embedded| embedded.slug.as_str()),
+        }
     }
 }
 
@@ -148,14 +153,9 @@ impl Record {
     }
 
     /// An agent was picked.
-    pub fn agent(&self, slug: &str, took: Duration) {
+    pub fn agent(&self, choice: Choice, took: Duration) {
         self.worker.counters.took(Stage::Agent, took);
-        self.details.borrow_mut().agent = Some(slug.into());
-    }
-
-    /// That agent is not the embedded one.
-    pub fn remote(&self, agent: &Arc<Agent>) {
-        self.details.borrow_mut().remote = Some(agent.clone());
+        self.details.borrow_mut().agent = Some(choice);
     }
 
     /// The dial has come to an end, good or bad.
@@ -177,7 +177,7 @@ impl Record {
     pub fn connected(&self) {
         let took = self.began.elapsed();
         self.worker.counters.took(Stage::Total, took);
-        self.details.borrow_mut().connected_after = Some(took);
+        self.details.borrow_mut().connected_after_ms = u32::try_from(took.as_millis()).ok();
         self.outcome(counters::CONNECTED);
     }
 
@@ -239,10 +239,10 @@ impl Record {
             key = details.key.as_ref().map(|key| key.id.as_str()),
             client = %self.client,
             form = FORM_MESSAGE,
-            agent = details.agent.as_deref(),
+            agent = details.slug(&self.worker),
             upstream = details.target.as_deref().map(host_and_port),
             outcome = details.outcome,
-            connect_ms = details.connected_after.map(milliseconds),
+            connect_ms = details.connected_after_ms,
             duration_ms = milliseconds(self.began.elapsed()),
             frames_in = passed.map(|passed| passed.frames_from_client),
             frames_out = passed.map(|passed| passed.frames_from_target),
@@ -270,7 +270,7 @@ impl Record {
             id: Hex(self.id).to_string(),
             key: details.key.as_ref().map(|key| key.id.clone()).unwrap_or_default(),
             client: self.client,
-            agent: details.agent.as_deref().map(str::to_owned),
+            agent: details.slug(&self.worker).map(str::to_owned),
             target: details.target.as_deref().unwrap_or_default().to_owned(),
             form: FORM_MESSAGE,
             worker: self.worker.index,

@@ -35,14 +35,15 @@ impl Carry {
 /// Runs the lane that reads from `from` to its end. `first` is what was received from that side before the relay.
 pub(super) async fn run(relay: Rc<Relay>, from: Side, first: Vec<u8>) {
     let mut carry = Carry::default();
-    let mut first = &first[..];
+    let mut first = first;
+    // An idle lane is as large as its largest state, so all but the wait for readiness is in boxes.
     loop {
         let step = relay.session.borrow().step(from);
         match step {
             Step::Done => return,
             Step::Wait => relay.lane(from).wait().await,
             Step::SendClose(close) => {
-                let sent = relay.send_close(from.other(), close).await;
+                let sent = Box::pin(relay.send_close(from.other(), close)).await;
                 let now = Instant::now();
                 relay.change(|session| match sent {
                     Ok(()) => session.close_sent(from, now),
@@ -50,7 +51,7 @@ pub(super) async fn run(relay: Rc<Relay>, from: Side, first: Vec<u8>) {
                 });
             }
             Step::EndWrite => {
-                relay.socket(from.other()).end_write().await;
+                Box::pin(relay.socket(from.other()).end_write()).await;
                 relay.change(|session| session.write_ended(from, Instant::now()));
             }
             Step::Receive if !first.is_empty() => {
@@ -58,8 +59,11 @@ pub(super) async fn run(relay: Rc<Relay>, from: Side, first: Vec<u8>) {
                 let at = carry.restore(&mut buffer);
                 let len = first.len().min(buffer.len() - at);
                 buffer[at..at + len].copy_from_slice(&first[..len]);
-                first = &first[len..];
-                pass(&relay, from, buffer, at + len, &mut carry).await;
+                first.drain(..len);
+                if first.is_empty() {
+                    first = Vec::new();
+                }
+                Box::pin(pass(&relay, from, buffer, at + len, &mut carry)).await;
             }
             Step::Receive => receive(&relay, from, &mut carry).await,
         }
@@ -70,6 +74,11 @@ async fn receive(relay: &Rc<Relay>, from: Side, carry: &mut Carry) {
     let socket = relay.socket(from);
     // Whatever the wait says, the receive behind it tells what is the matter.
     let Some(_) = relay.lane(from).or(socket.readable()).await else { return };
+    Box::pin(receive_now(relay, from, carry)).await;
+}
+
+async fn receive_now(relay: &Rc<Relay>, from: Side, carry: &mut Carry) {
+    let socket = relay.socket(from);
     let mut buffer = Buffer::take();
     let at = carry.restore(&mut buffer);
     let (received, buffer) = socket.recv(buffer, at).await;
