@@ -23,7 +23,7 @@ use super::{
 use crate::{
     admin::RowsWanted,
     protocol::drain::Drain,
-    relay::{Registry, wake::Signal},
+    relay::{self, Registry, wake::Signal},
     runtime::{
         memory,
         tasks::Tasks,
@@ -89,6 +89,7 @@ pub struct Desk {
 /// Runs a worker as long as the process lives.
 pub async fn run(shared: Arc<Shared>, desk: Desk, mut line: Line) -> io::Result<()> {
     let Desk { index, counters, mut orders, gateways } = desk;
+    relay::count_in(&counters);
     let registry = Registry::new(shared.relayed.clone());
     let worker = Rc::new(Worker {
         shared,

@@ -25,7 +25,7 @@ use super::{
 use crate::{
     admin::RowsWanted,
     protocol::drain::Drain,
-    relay::Registry,
+    relay::{self, Registry},
     runtime::{
         sockets,
         tasks::Tasks,
@@ -101,6 +101,7 @@ pub(super) struct Listener {
 /// waits in its accept queue.
 pub(super) async fn run(shared: Arc<Shared>, listeners: Vec<Listener>, desk: Desk, mut line: Line) -> io::Result<()> {
     let Desk { index, counters, mut rows, errands } = desk;
+    relay::count_in(&counters);
     let registry = Registry::new(shared.relayed.clone());
     let worker = Rc::new(Worker {
         shared,

@@ -193,6 +193,18 @@ impl Scanner {
         self.remaining
     }
 
+    /// Whether the payload of the frame in progress may pass unseen: of a Close, the code is in it.
+    pub fn may_skip(&self) -> bool {
+        self.close.is_none()
+    }
+
+    /// So many bytes of payload of the frame in progress, and no more than [`Scanner::remaining`], pass unseen.
+    pub fn skip(&mut self, len: u64) {
+        debug_assert!(len <= self.remaining && self.may_skip(), "only payload passes unseen");
+        self.remaining = self.remaining.saturating_sub(len);
+        self.data_seen |= self.in_data && len > 0;
+    }
+
     /// Whether a byte of a data frame has been scanned since the last call.
     pub fn take_data_seen(&mut self) -> bool {
         std::mem::take(&mut self.data_seen)

@@ -297,10 +297,8 @@ impl Session {
                 lane.frames += began;
             }
         }
-        if let (Side::Target, true, Some(idle)) = (from, data_seen, &mut self.idle) {
-            idle.since = now;
-            self.changed |= !idle.untaken;
-            idle.untaken = true;
+        if data_seen {
+            self.data_came(from, now);
         }
         let mut consumed = scanned.len;
         let mut close = None;
@@ -321,6 +319,39 @@ impl Session {
             }
         }
         Received { forward, consumed, close }
+    }
+
+    /// Payload bytes of the frame in progress of `from` that are to be passed on, and need not be looked at for that: 0
+    /// at a frame boundary. `None`: what comes from this side must be looked at, or dropped.
+    pub fn may_pass_unseen(&self, from: Side) -> Option<u64> {
+        let lane = self.lane(from);
+        let passing = lane.input == Input::Frames && lane.forward != Forward::Nothing && lane.scanner.may_skip();
+        passing.then(|| lane.scanner.remaining())
+    }
+
+    /// So many payload bytes of the frame in progress, as [`Session::may_pass_unseen`] allows, came from `from` and are
+    /// to be sent on; [`Session::sent`] or [`Session::send_failed`] is to be reported as for [`Session::received`].
+    pub fn received_unseen(&mut self, from: Side, len: u64, now: Instant) {
+        let lane = self.lane_mut(from);
+        lane.scanner.skip(len);
+        lane.sending = true;
+        lane.bytes += len;
+        let ended = lane.scanner.at_boundary() && matches!(lane.forward, Forward::FrameInProgress(_));
+        if lane.scanner.take_data_seen() {
+            self.data_came(from, now);
+        }
+        if ended {
+            self.frame_ended(from, now);
+        }
+    }
+
+    /// A data message, or a part of one, came from that side.
+    fn data_came(&mut self, from: Side, now: Instant) {
+        if let (Side::Target, Some(idle)) = (from, &mut self.idle) {
+            idle.since = now;
+            self.changed |= !idle.untaken;
+            idle.untaken = true;
+        }
     }
 
     /// What [`Session::received`] said is to be forwarded has been sent.

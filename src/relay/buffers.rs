@@ -6,18 +6,18 @@
 use std::{
     cell::RefCell,
     ops::{Deref, DerefMut},
+    sync::Arc,
 };
 
 use monoio::buf::{IoBuf, IoBufMut};
 
+use super::pool::Pool;
+use crate::telemetry::counters::WorkerCounters;
+
 /// Bytes in a buffer: large enough that 16 KiB frames cost few system calls, small enough to lend freely.
 pub const BUFFER_LEN: usize = 64 * 1024;
-/// Buffers that a worker keeps when they are given back. More than that are in use only while many peers read
-/// slowly, and go back to the allocator.
-const KEPT: usize = 64;
-
 thread_local! {
-    static POOL: RefCell<Vec<Box<[u8]>>> = const { RefCell::new(Vec::new()) };
+    static POOL: RefCell<Pool<Box<[u8]>>> = const { RefCell::new(Pool::new()) };
 }
 
 /// A buffer of [`BUFFER_LEN`] bytes, lent by the pool of this thread; it goes back when dropped.
@@ -27,21 +27,26 @@ pub struct Buffer(Box<[u8]>);
 impl Buffer {
     /// Takes a buffer. What it holds is left over from other sessions: only what is received into it may be used.
     pub fn take() -> Self {
-        let bytes = POOL.with_borrow_mut(Vec::pop);
-        Self(bytes.unwrap_or_else(|| vec![0; BUFFER_LEN].into_boxed_slice()))
+        let make = || vec![0; BUFFER_LEN].into_boxed_slice();
+        Self(POOL.with_borrow_mut(|pool| pool.lend(|| Some(make()))).unwrap_or_else(make))
     }
+}
+
+/// Gives back to the system what nobody has needed since this was called last.
+pub(super) fn trim() {
+    drop(POOL.with_borrow_mut(Pool::trim));
+}
+
+/// From now on the buffers of this thread show in these counters, which must belong to it.
+pub(super) fn count_in(counters: &Arc<WorkerCounters>) {
+    POOL.with_borrow_mut(|pool| pool.count_in(counters.clone(), |counters| &counters.buffers));
 }
 
 impl Drop for Buffer {
     fn drop(&mut self) {
         let bytes = std::mem::take(&mut self.0);
         // The pool is gone when the thread ends; then the buffer simply goes too.
-        let _ = POOL.try_with(|pool| {
-            let mut pool = pool.borrow_mut();
-            if pool.len() < KEPT {
-                pool.push(bytes);
-            }
-        });
+        let _ = POOL.try_with(|pool| pool.borrow_mut().give_back(Some(bytes)));
     }
 }
 
@@ -89,13 +94,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_buffer_given_back_is_lent_again_and_the_pool_is_bounded() {
+    fn a_buffer_given_back_is_lent_again() {
         let first = Buffer::take();
         let address = first.as_ptr();
         drop(first);
         assert_eq!(Buffer::take().as_ptr(), address);
-        let many: Vec<Buffer> = (0..KEPT + 10).map(|_| Buffer::take()).collect();
-        drop(many);
-        assert_eq!(POOL.with_borrow(Vec::len), KEPT);
     }
 }

@@ -7,8 +7,10 @@
 pub mod buffers;
 pub mod deadline;
 mod lost;
+mod pool;
 mod pump;
 pub mod socket;
+mod splice;
 mod tls;
 pub mod wake;
 
@@ -148,7 +150,7 @@ impl Registry {
         }
     }
 
-    /// Looks for dead peers again and again.
+    /// Looks for dead peers again and again, and gives back what the thread's sessions have no use for.
     pub async fn watch(&self) {
         loop {
             let slices = self.relays.borrow().len().div_ceil(AT_A_TIME).max(1);
@@ -162,6 +164,9 @@ impl Registry {
             if relays.len() < relays.capacity() / 4 {
                 memory::tidy(&mut relays);
             }
+            drop(relays);
+            buffers::trim();
+            splice::trim();
         }
     }
 
@@ -222,6 +227,12 @@ impl Registry {
         self.relayed.fetch_add(1, Ordering::Relaxed);
         Relayed(self.relayed.clone())
     }
+}
+
+/// From now on the buffers and pipes of this thread show in these counters, which must belong to it.
+pub fn count_in(counters: &Arc<WorkerCounters>) {
+    buffers::count_in(counters);
+    splice::count_in(counters);
 }
 
 async fn sleep_until(moment: Instant) {
@@ -374,12 +385,34 @@ impl Relay {
     fn receive(self: &Rc<Self>, from: Side, bytes: &[u8]) -> Received {
         let mut began = FrameCounts::default();
         let received = self.change(|session| session.received(from, bytes, &mut began, Instant::now()));
-        let passed = received.forward as u64;
-        self.meter.worker.passed(from, &began, passed);
-        if let Some(account) = &self.meter.account {
-            account.add(from, passed);
-        }
+        self.passed(from, &began, received.forward as u64);
         received
+    }
+
+    /// The same for a pipe, which holds this header, if any, and payload that the session lets pass unseen.
+    fn receive_unseen(self: &Rc<Self>, from: Side, header: &[u8], held: usize) {
+        let mut began = FrameCounts::default();
+        let now = Instant::now();
+        self.change(|session| {
+            if !header.is_empty() {
+                session.received(from, header, &mut began, now);
+            }
+            session.received_unseen(from, (held - header.len()) as u64, now);
+        });
+        self.passed(from, &began, held as u64);
+        self.meter.worker.spliced.add(from, held as u64);
+    }
+
+    fn passed(&self, from: Side, began: &FrameCounts, bytes: u64) {
+        self.meter.worker.passed(from, began, bytes);
+        if let Some(account) = &self.meter.account {
+            account.add(from, bytes);
+        }
+    }
+
+    /// Whether bytes can be spliced between the sockets of this session, from now on.
+    fn prepare_for_splicing(&self) -> bool {
+        self.sockets.iter().all(|socket| socket.is_plain() && socket.set_nonblocking().is_ok())
     }
 
     fn close_passed(&self, to: Side, code: Option<u16>) {

@@ -3,13 +3,26 @@
 //! Does what the session's state machine says and nothing else. A lane waits for readiness without a buffer, borrows
 //! one from the worker's pool when there is something to receive, and gives it back before it waits again. It sends
 //! all of what it has received before it receives more, so back-pressure is TCP's own.
+//!
+//! While large frames come over two plain sockets, it borrows a pipe in the buffer's place, and their payload never
+//! comes into user space.
 use std::{rc::Rc, time::Instant};
 
-use super::{Relay, buffers::Buffer, socket::Received};
+use super::{
+    Relay,
+    buffers::Buffer,
+    socket::Received,
+    splice::{self, Pipe},
+};
 use crate::protocol::{
-    frame::MAX_HEADER,
+    frame::{Header, MAX_HEADER, Opcode, Parsed},
     session::{Side, Step},
 };
+
+/// From so many bytes of one frame on, two system calls for a pipe cost less than copying them twice.
+const LARGE: u64 = 64 * 1024;
+/// After so many receives in a row without a large frame, it is not looked for any more: that costs a system call.
+const SMALL_IN_A_ROW: u8 = 4;
 
 /// The beginning of a frame header whose rest has not come yet: all that a lane ever holds back.
 #[derive(Default)]
@@ -32,9 +45,34 @@ impl Carry {
     }
 }
 
+/// Whether large frames come: how many more receives may go by without one before that is over. 0: it is.
+#[derive(Default)]
+struct Bulk {
+    patience: u8,
+}
+
+impl Bulk {
+    /// A receive was copied; so many bytes of its last frame are still to come and may pass unseen.
+    fn copied(&mut self, relay: &Relay, to_come: u64) {
+        if to_come < LARGE {
+            self.patience = self.patience.saturating_sub(1);
+        } else if self.patience > 0 || relay.prepare_for_splicing() {
+            self.patience = SMALL_IN_A_ROW;
+        }
+    }
+}
+
+/// What was taken from a socket without being looked at.
+enum Taken {
+    Pipe(Pipe),
+    /// The beginning of a header, whose rest must be waited for.
+    Beginning(Pipe),
+}
+
 /// Runs the lane that reads from `from` to its end. `first` is what was received from that side before the relay.
 pub(super) async fn run(relay: Rc<Relay>, from: Side, first: Vec<u8>) {
     let mut carry = Carry::default();
+    let mut bulk = Bulk::default();
     let mut first = first;
     // An idle lane is as large as its largest state, so all but the wait for readiness is in boxes.
     loop {
@@ -65,28 +103,93 @@ pub(super) async fn run(relay: Rc<Relay>, from: Side, first: Vec<u8>) {
                 }
                 Box::pin(pass(&relay, from, buffer, at + len, &mut carry)).await;
             }
-            Step::Receive => receive(&relay, from, &mut carry).await,
+            Step::Receive => receive(&relay, from, &mut carry, &mut bulk).await,
         }
     }
 }
 
-async fn receive(relay: &Rc<Relay>, from: Side, carry: &mut Carry) {
+async fn receive(relay: &Rc<Relay>, from: Side, carry: &mut Carry, bulk: &mut Bulk) {
     let socket = relay.socket(from);
     // Whatever the wait says, the receive behind it tells what is the matter.
     let Some(_) = relay.lane(from).or(socket.readable()).await else { return };
-    Box::pin(receive_now(relay, from, carry)).await;
+    Box::pin(receive_now(relay, from, carry, bulk)).await;
 }
 
-async fn receive_now(relay: &Rc<Relay>, from: Side, carry: &mut Carry) {
+async fn receive_now(relay: &Rc<Relay>, from: Side, carry: &mut Carry, bulk: &mut Bulk) {
     let socket = relay.socket(from);
-    let mut buffer = Buffer::take();
-    let at = carry.restore(&mut buffer);
-    let (received, buffer) = socket.recv(buffer, at).await;
+    let mut buffer = None;
+    if bulk.patience > 0 && carry.len == 0 {
+        match take_unseen(relay, from) {
+            Some(Taken::Pipe(pipe)) => return pass_unseen(relay, from, pipe).await,
+            Some(Taken::Beginning(mut pipe)) => {
+                let mut beginning = Buffer::take();
+                buffer = Some((pipe.read(&mut beginning).map(Received::Data), beginning));
+            }
+            None => {}
+        }
+    }
+    let at = carry.len;
+    let (received, buffer) = match buffer {
+        Some(beginning) => beginning,
+        None => {
+            let mut buffer = Buffer::take();
+            carry.restore(&mut buffer);
+            socket.recv(buffer, at).await
+        }
+    };
     match received {
-        Ok(Received::Data(len)) => pass(relay, from, buffer, at + len, carry).await,
+        Ok(Received::Data(len)) => {
+            pass(relay, from, buffer, at + len, carry).await;
+            bulk.copied(relay, relay.session.borrow().may_pass_unseen(from).unwrap_or_default());
+        }
         Ok(Received::Nothing) => {}
         Ok(Received::End) | Err(_) => relay.change(|session| session.ended(from, Instant::now())),
     }
+}
+
+/// Takes what there is of a large frame into a pipe. `None`: a receive is what is needed, be it to learn why.
+fn take_unseen(relay: &Rc<Relay>, from: Side) -> Option<Taken> {
+    let socket = relay.socket(from);
+    let payload = relay.session.borrow().may_pass_unseen(from)?;
+    let mut bytes = [0; MAX_HEADER];
+    let (header, budget) = match payload {
+        0 => {
+            let len = socket.peek(&mut bytes).ok()?;
+            match Header::parse(&bytes[..len]) {
+                Parsed::Header(header) if header.opcode != Opcode::CLOSE && header.payload_len >= LARGE => {
+                    (&bytes[..header.header_len], header.payload_len.saturating_add(header.header_len as u64))
+                }
+                _ => return None,
+            }
+        }
+        payload => (&[][..], payload),
+    };
+    let mut pipe = Pipe::take()?;
+    // Header and payload together: a header that is sent alone would wake its receiver twice.
+    let held = pipe.fill(socket, usize::try_from(budget).unwrap_or(usize::MAX).min(splice::PIPE_LEN)).ok()?;
+    if held == 0 {
+        return None;
+    }
+    if held < header.len() {
+        return Some(Taken::Beginning(pipe));
+    }
+    relay.receive_unseen(from, header, held);
+    Some(Taken::Pipe(pipe))
+}
+
+async fn pass_unseen(relay: &Rc<Relay>, from: Side, mut pipe: Pipe) {
+    let to = relay.socket(from.other());
+    let sent = loop {
+        match pipe.empty(to) {
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => to.writable().await,
+            done => break done,
+        }
+    };
+    drop(pipe);
+    relay.change(|session| match sent {
+        Ok(()) => session.sent(from),
+        Err(_) => session.send_failed(from, Instant::now()),
+    });
 }
 
 /// Passes on what of `buffer[..len]` the session says.

@@ -19,6 +19,7 @@ use monoio::{
     io::{AsyncReadRent, AsyncWriteRent},
     net::TcpStream,
 };
+use rustix::net::RecvFlags;
 use socket2::SockRef;
 
 use super::{buffers::Buffer, tls::Tls};
@@ -35,7 +36,7 @@ const REST: Duration = Duration::from_millis(1);
 pub enum Received {
     /// So many bytes, never 0.
     Data(usize),
-    /// TLS only: what came was no application data, or not a whole record.
+    /// With TLS: what came was no application data, or not a whole record. On a non-blocking socket: there was nothing.
     Nothing,
     /// The peer has ended its side, with or without close_notify.
     End,
@@ -159,7 +160,13 @@ impl Socket {
         match &self.tls {
             None => {
                 let (result, buffer) = self.recv_tcp(buffer, at..super::buffers::BUFFER_LEN).await;
-                (result.map(|len| if len == 0 { Received::End } else { Received::Data(len) }), buffer)
+                let received = match result {
+                    Ok(0) => Ok(Received::End),
+                    Ok(len) => Ok(Received::Data(len)),
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(Received::Nothing),
+                    Err(error) => Err(error),
+                };
+                (received, buffer)
             }
             Some(tls) => tls.recv(self, buffer, at).await,
         }
@@ -227,10 +234,32 @@ impl Socket {
                 Ok(0) => return (Err(io::ErrorKind::WriteZero.into()), buffer),
                 Ok(sent) => start += sent,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.writable().await,
                 Err(error) => return (Err(error), buffer),
             }
         }
         (Ok(()), buffer)
+    }
+
+    /// Waits until a send can do something, or tells what is the matter. May be dropped.
+    pub(super) async fn writable(&self) {
+        let _ = self.tcp().writable(false).await;
+    }
+
+    pub(super) fn is_plain(&self) -> bool {
+        self.tls.is_none()
+    }
+
+    /// Has system calls on this socket return at once, for good. Those through the ring then do so, too; without this
+    /// they wait, where monoio drives io_uring.
+    pub(super) fn set_nonblocking(&self) -> io::Result<()> {
+        SockRef::from(self).set_nonblocking(true)
+    }
+
+    /// Looks at what there is to receive, without waiting and without taking it. The socket must be plain.
+    pub(super) fn peek(&self, out: &mut [u8]) -> io::Result<usize> {
+        let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
+        Ok(rustix::net::recv(self, out, flags)?.0)
     }
 
     fn tcp(&self) -> &TcpStream {

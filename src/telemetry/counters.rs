@@ -27,6 +27,11 @@ impl Counter {
         self.0.store(self.get().wrapping_sub(number), Ordering::Relaxed);
     }
 
+    /// As [`Counter::add`], for what is known as a whole.
+    pub fn set(&self, number: u64) {
+        self.0.store(number, Ordering::Relaxed);
+    }
+
     pub fn get(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
     }
@@ -44,6 +49,29 @@ impl Bytes {
 
     pub fn get(&self, from: Side) -> u64 {
         self.0[from as usize].get()
+    }
+}
+
+/// What a worker lends to its sessions: how many of it there are.
+#[derive(Debug, Default)]
+pub struct Stock {
+    lent: Counter,
+    free: Counter,
+}
+
+impl Stock {
+    /// As for [`Counter::add`], only the owning thread may call it.
+    pub fn set(&self, lent: u64, free: u64) {
+        self.lent.set(lent);
+        self.free.set(free);
+    }
+
+    pub fn lent(&self) -> u64 {
+        self.lent.get()
+    }
+
+    pub fn free(&self) -> u64 {
+        self.free.get()
     }
 }
 
@@ -186,6 +214,11 @@ pub struct WorkerCounters {
     pub frames: [[Counter; 16]; 2],
     /// Bytes of frames that went on, headers included.
     pub bytes: Bytes,
+    /// Those among them that were spliced.
+    pub spliced: Bytes,
+    /// Receive buffers of 64 KiB, and pipes to splice through.
+    pub buffers: Stock,
+    pub pipes: Stock,
     /// Closes that were sent to each side, forwarded ones too, by code.
     pub closes: [[Counter; CLOSE_CODES]; 2],
     pub accepts: Counter,

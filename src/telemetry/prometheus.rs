@@ -10,7 +10,7 @@ use prometheus_client::{
     registry::Registry,
 };
 
-use super::counters::{self, BOUNDS, Stage, WorkerCounters};
+use super::counters::{self, BOUNDS, Bytes, Stage, Stock, WorkerCounters};
 use crate::protocol::{frame::Opcode, session::Side};
 
 pub use prometheus_text::CONTENT_TYPE;
@@ -88,9 +88,21 @@ impl Collector for Snapshot {
             }
         }
         family.counters("frames", "Frames that passed, when their header did", frames)?;
-        let bytes =
-            DIRECTIONS.map(|(side, direction)| ([("direction", direction)], sum(&|worker| worker.bytes.get(side))));
+        let by_direction = |bytes: fn(&WorkerCounters) -> &Bytes| {
+            DIRECTIONS.map(|(side, direction)| ([("direction", direction)], sum(&|worker| bytes(worker).get(side))))
+        };
+        let bytes = by_direction(|worker| &worker.bytes);
         family.counters("bytes", "Bytes of frames that passed, headers included", bytes)?;
+        let spliced = by_direction(|worker| &worker.spliced);
+        family.counters("spliced_bytes", "Those among them that were never in user space", spliced)?;
+        let stock = |stock: fn(&WorkerCounters) -> &Stock| {
+            let states = [("lent", Stock::lent as fn(&Stock) -> u64), ("free", Stock::free)];
+            states.map(|(state, read)| ([("state", state)], sum(&|worker| read(stock(worker)))))
+        };
+        let buffers = stock(|worker| &worker.buffers);
+        family.gauges("relay_buffers", "Receive buffers of 64 KiB, lent to connections or free", buffers)?;
+        let pipes = stock(|worker| &worker.pipes);
+        family.gauges("relay_pipes", "Pipes for large frames, lent to sessions or free", pipes)?;
 
         let places = SIDES.into_iter().flat_map(|side| (0..counters::CLOSE_CODES).map(move |at| (side, at)));
         let closes = places.map(|((side, name), at)| {
@@ -256,6 +268,8 @@ mod tests {
             frames[3] = 1;
             frames[15] = 1;
             worker.passed(Side::Target, &frames, 100);
+            worker.spliced.add(Side::Target, 40);
+            worker.buffers.set(3, 1);
             worker.closed(Side::Client, Some(1000));
             worker.outcome("rate_limited");
             worker.took(Stage::Dns, Duration::from_millis(3));
@@ -274,6 +288,10 @@ mod tests {
             "ringway_frames_total{direction=\"target_to_client\",opcode=\"reserved\"} 4",
             "ringway_frames_total{direction=\"client_to_target\",opcode=\"ping\"} 0",
             "ringway_bytes_total{direction=\"target_to_client\"} 200",
+            "ringway_spliced_bytes_total{direction=\"target_to_client\"} 80",
+            "ringway_relay_buffers{state=\"lent\"} 6",
+            "ringway_relay_buffers{state=\"free\"} 2",
+            "ringway_relay_pipes{state=\"lent\"} 0",
             "ringway_closes_total{side=\"client\",code=\"1000\"} 2",
             "ringway_closes_total{side=\"target\",code=\"other\"} 0",
             "# TYPE ringway_connect_seconds histogram",

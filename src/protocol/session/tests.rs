@@ -220,6 +220,17 @@ impl World {
         let size = peer.script.chunks[peer.chunk % peer.script.chunks.len()].max(1);
         peer.chunk += 1;
         let end = (peer.sent + size).min(peer.script.bytes.len());
+        // Every other time, what may pass unseen does.
+        let unseen = self.session.may_pass_unseen(from).and_then(|len| usize::try_from(len).ok()).unwrap_or_default();
+        if unseen > 0 && peer.chunk % 2 == 0 {
+            assert!(self.tasks[from.index()].carry.is_empty());
+            let end = end.min(peer.sent + unseen);
+            let bytes = peer.script.bytes[peer.sent..end].to_vec();
+            peer.sent = end;
+            self.session.received_unseen(from, bytes.len() as u64, self.now);
+            self.tasks[from.index()].sending = Some((bytes, false));
+            return true;
+        }
         let mut bytes = std::mem::take(&mut self.tasks[from.index()].carry);
         bytes.extend(&peer.script.bytes[peer.sent..end]);
         peer.sent = end;

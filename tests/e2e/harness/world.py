@@ -55,7 +55,7 @@ class World:
         """Takes the embedded agent out of a gateway's options; what a remote agent in its place is given."""
         agent = {"slug": "de1", "country": "DE", "node_id": "scraping-de1", **(options.pop("agent", None) or {})}
         options.update(embedded=False, tokens=[token_entry(agent["slug"])])
-        kept = {name: options[name] for name in ("driver", "workers", "egress", "env", "folder", "launcher") if name in options}
+        kept = {name: options[name] for name in ("driver", "workers", "egress", "env", "folder", "launcher", "admin") if name in options}
         limits = {name: value for name, value in (options.get("limits") or {}).items() if name in ("target_timeout", "tcp_keepalive")}
         return {**agent, **kept, **({"limits": limits} if limits else {})}
 
