@@ -38,12 +38,6 @@ const FORM_MESSAGE: &str = "message";
 /// Rows that a worker makes at a time, before it turns to its sessions again.
 const BATCH: usize = 256;
 
-/// Who ended a session, as the access log says it.
-const CLIENT: &str = "client";
-const TARGET: &str = "target";
-const AGENT: &str = "agent";
-const GATEWAY: &str = "gateway";
-
 /// What an agent that drains closes with.
 const RESTART: u16 = Close::RESTART_CLIENT.code;
 
@@ -93,7 +87,7 @@ struct Details {
     admitted: bool,
     outcome: Option<&'static str>,
     connected_after_ms: Option<u32>,
-    closed_by: Option<&'static str>,
+    closed_by: Option<Party>,
     close_code: Option<u16>,
     relay: Option<Rc<Relay>>,
 }
@@ -188,19 +182,19 @@ impl Record {
 
     pub fn failed(&self, failure: &Failure) {
         self.outcome(failure.code());
-        self.closed(GATEWAY, Some(failure.close_code()));
+        self.closed(Party::Gateway, Some(failure.close_code()));
     }
 
     /// The client left before it was connected.
     pub fn client_gone(&self, close_code: Option<u16>) {
         self.outcome(counters::CLIENT_GONE);
-        self.closed(CLIENT, close_code);
+        self.closed(Party::Client, close_code);
     }
 
     /// The gateway drained before the client was connected.
     pub fn drained(&self, close_code: u16) {
         self.outcome(counters::DRAINING);
-        self.closed(GATEWAY, Some(close_code));
+        self.closed(Party::Gateway, Some(close_code));
     }
 
     fn outcome(&self, outcome: &'static str) {
@@ -208,7 +202,7 @@ impl Record {
         self.details.borrow_mut().outcome = Some(outcome);
     }
 
-    fn closed(&self, by: &'static str, code: Option<u16>) {
+    fn closed(&self, by: Party, code: Option<u16>) {
         let mut details = self.details.borrow_mut();
         details.closed_by = Some(by);
         details.close_code = code;
@@ -228,9 +222,9 @@ impl Record {
         let (closed_by, close_code) = match passed.and_then(|passed| passed.ending) {
             // A draining agent closes its sessions itself.
             Some(Ending { by: Party::Target, code }) if code == Some(RESTART) && details.agent_drains() => {
-                (Some(AGENT), code)
+                (Some(Party::Agent), code)
             }
-            Some(Ending { by, code }) => (Some(name(by)), code),
+            Some(Ending { by, code }) => (Some(by), code),
             None => (details.closed_by, details.close_code),
         };
         tracing::info!(
@@ -248,7 +242,7 @@ impl Record {
             frames_out = passed.map(|passed| passed.frames_from_target),
             bytes_in = passed.map(|passed| passed.bytes_from_client),
             bytes_out = passed.map(|passed| passed.bytes_from_target),
-            closed_by,
+            closed_by = closed_by.map(name),
             close_code,
         );
     }
@@ -341,12 +335,13 @@ impl std::fmt::Display for Hex {
     }
 }
 
+/// Who ended a session, as the access log says it.
 fn name(party: Party) -> &'static str {
     match party {
-        Party::Client => CLIENT,
-        Party::Target => TARGET,
-        Party::Agent => AGENT,
-        Party::Gateway => GATEWAY,
+        Party::Client => "client",
+        Party::Target => "target",
+        Party::Agent => "agent",
+        Party::Gateway => "gateway",
     }
 }
 

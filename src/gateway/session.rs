@@ -334,6 +334,7 @@ async fn begin(
         Err(_) => record.client_gone(None),
     }
     let Admitted { request, of_key, counted } = admitted;
+    let load = client.load;
     let connected = Connected {
         client: client.socket,
         target: dialled.socket,
@@ -352,7 +353,7 @@ async fn begin(
     let awaited = worker.tasks.awaited();
     relay::begin(connected, &worker.registry, meter, |relay| {
         record.relayed(relay);
-        (record, of_key, counted, in_use, awaited)
+        (record, of_key, counted, in_use, awaited, load)
     });
 }
 

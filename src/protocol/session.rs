@@ -242,6 +242,10 @@ impl Session {
         }
     }
 
+    pub const fn place(&self) -> Place {
+        self.place
+    }
+
     /// Frames and bytes that went on from this side to the other.
     pub fn passed(&self, from: Side) -> (u64, u64) {
         let lane = self.lane(from);

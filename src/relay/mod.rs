@@ -16,7 +16,7 @@ pub mod wake;
 
 use std::{
     any::Any,
-    cell::{Cell, RefCell},
+    cell::{Cell, OnceCell, RefCell},
     os::fd::AsFd,
     panic::{AssertUnwindSafe, catch_unwind},
     rc::{Rc, Weak},
@@ -88,17 +88,16 @@ pub struct Relay {
     session: RefCell<Session>,
     sockets: [Rc<Socket>; 2],
     lanes: [Signal; 2],
-    warden: Signal,
-    has_warden: Cell<bool>,
+    /// Where the warden waits, if there is one.
+    warden: OnceCell<Box<Signal>>,
     running: Cell<u8>,
     /// `None`: neither peer owed anything at the last look.
     debts: Cell<Option<Box<[Debt; 2]>>>,
     /// What the session holds of others as long as it lasts.
     held: Cell<Option<Box<dyn Any>>>,
-    /// The side that is another hop of ours, if one is, and which.
-    hop: Option<(Side, u64)>,
+    /// Which hop of ours the other one is, if one is.
+    hop: u64,
     meter: Meter,
-    _relayed: Relayed,
 }
 
 /// The sessions of one worker: to end them together, and to find dead peers.
@@ -176,7 +175,8 @@ impl Registry {
             if index % BATCH == BATCH - 1 {
                 monoio::spawn(async {}).await;
             }
-            if let Some((side, _)) = relay.hop.filter(|(_, name)| *name == hop) {
+            let side = relay.session.borrow().place().other_hop();
+            if let Some(side) = side.filter(|_| relay.hop == hop) {
                 relay.socket(side).abort();
             }
         }
@@ -248,20 +248,18 @@ pub fn begin<H: Any>(
 ) -> Rc<Relay> {
     let Connected { client, target, from_client, from_target, idle_timeout, place, hop } = connected;
     let relay = Rc::new(Relay {
-        _relayed: registry.count(),
         session: RefCell::new(Session::new(place, idle_timeout, Instant::now())),
         sockets: [client, target],
         lanes: Default::default(),
-        warden: Signal::default(),
-        has_warden: Cell::new(false),
+        warden: OnceCell::new(),
         running: Cell::new(2),
         debts: Cell::default(),
         held: Cell::default(),
-        hop: place.other_hop().map(|side| (side, hop)),
+        hop,
         meter,
     });
     registry.add(&relay);
-    relay.held.set(Some(Box::new(held(&relay))));
+    relay.held.set(Some(Box::new((held(&relay), registry.count()))));
     relay.clone().spawn_lane(Side::Client, from_client);
     relay.clone().spawn_lane(Side::Target, from_target);
     relay.time_changed();
@@ -289,7 +287,9 @@ impl Relay {
 
     fn lane_ended(&self) {
         self.running.set(self.running.get() - 1);
-        self.warden.set();
+        if let Some(warden) = self.warden.get() {
+            warden.set();
+        }
         if self.running.get() > 0 {
             return;
         }
@@ -307,31 +307,32 @@ impl Relay {
 
     /// When the next tick is due may have changed: wakes the warden, and has one as soon as there is a time to keep.
     fn time_changed(self: &Rc<Self>) {
-        if self.has_warden.get() {
-            return self.warden.set();
+        if let Some(warden) = self.warden.get() {
+            return warden.set();
         }
         if self.session.borrow().next_tick(Instant::now()).is_none() {
             return;
         }
-        self.has_warden.set(true);
+        self.warden.get_or_init(Box::default);
         let relay = self.clone();
         monoio::spawn(async move {
-            if AssertUnwindSafe(relay.keep_time()).catch_unwind().await.is_err() {
+            let Some(warden) = relay.warden.get() else { return };
+            if AssertUnwindSafe(relay.keep_time(warden)).catch_unwind().await.is_err() {
                 relay.failed(format_args!("its warden"));
             }
         });
     }
 
     /// The warden: keeps the session's time until both lanes are done.
-    async fn keep_time(self: &Rc<Self>) {
+    async fn keep_time(self: &Rc<Self>, warden: &Signal) {
         while self.running.get() > 0 {
             let next = self.session.borrow().next_tick(Instant::now());
             match next {
-                None => self.warden.wait().await,
+                None => warden.wait().await,
                 Some(at) => {
                     // In a box: a timer is large, and aligned to more than anything else here.
                     let sleep = Box::pin(monoio::time::sleep_until(monoio::time::Instant::from_std(at)));
-                    if self.warden.or(sleep).await.is_some() {
+                    if warden.or(sleep).await.is_some() {
                         self.tick();
                     }
                 }

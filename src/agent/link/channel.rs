@@ -22,7 +22,7 @@ use crate::{
     agent::{
         dial::{Dialled, Timings},
         record::Record,
-        worker::{Load, Worker},
+        worker::Worker,
     },
     protocol::{
         answer::Failure,
@@ -38,7 +38,7 @@ use crate::{
         socket::{Received, Socket},
         wake::Signal,
     },
-    runtime::{sockets, sys},
+    runtime::{load::Load, sockets, sys},
     telemetry::counters::{self, Stage},
 };
 
