@@ -13,7 +13,8 @@ use super::{
     http::{HeadReader, Response},
     routes::{self, Route},
     session,
-    worker::{Counted, Worker},
+    spread::Arrival,
+    worker::Worker,
 };
 use crate::{
     protocol::frame::{FrameCounts, Scanner, Stop, Until},
@@ -68,15 +69,8 @@ pub(super) enum Expected {
     End,
 }
 
-pub(super) async fn run(
-    worker: Rc<Worker>,
-    tcp: TcpStream,
-    peer: SocketAddr,
-    secure: bool,
-    draining: Rc<Signal>,
-    pending: Counted,
-    load: Load,
-) {
+pub(super) async fn run(worker: Rc<Worker>, arrival: Arrival<TcpStream>, draining: Rc<Signal>) {
+    let Arrival { tcp, peer, secure, pending, load } = arrival;
     // For all that comes in front of the answer to the first request.
     let deadline = Instant::now() + worker.shared.limits.header_timeout;
     let client = Client { socket: Rc::new(Socket::plain(tcp)), input: Vec::new(), peer, secure, draining, load };
@@ -321,10 +315,10 @@ mod tests {
     #[test]
     fn a_connection_that_says_nothing_is_small() {
         // What every connection costs before its request, of which strangers may open `limits.max_pending`.
-        fn size<F>(_: fn(Rc<Worker>, TcpStream, SocketAddr, bool, Rc<Signal>, Counted, Load) -> F) -> usize {
+        fn size<F>(_: fn(Rc<Worker>, Arrival<TcpStream>, Rc<Signal>) -> F) -> usize {
             size_of::<F>()
         }
         let size = size(run);
-        assert!(size <= 4096, "its future has {size} bytes");
+        assert!(size <= 3072, "its future has {size} bytes");
     }
 }

@@ -36,7 +36,7 @@ use self::{
     agents::{Agents, Errand, Known},
     keys::Keys,
     record::Row,
-    spread::{Arrival, Spread},
+    spread::Spread,
     tls::Acceptor,
     worker::Listener,
 };
@@ -152,7 +152,8 @@ impl Gateway {
         let (keys_file, roots_file) = (config.keys.file.clone(), config.egress.ca_file.clone());
         let certificate = config.listen.tls.as_ref().map(|tls| tls.cert.clone());
         let tokens_file = config.agents.tokens.clone();
-        let (shared, errands, arrivals) = Shared::new(config, files)?;
+        let (spread, arrivals) = Spread::new(workers);
+        let (shared, errands) = Shared::new(config, files, spread)?;
         let shared = Arc::new(shared);
         let reloaders = shared.reloaders(keys_file, roots_file, certificate, tokens_file).into();
         let cores = allowed_cores();
@@ -285,10 +286,7 @@ impl Shared {
         self.proxy_protocol_from.is_empty() || self.proxy_protocol_from.iter().any(|net| net.contains(&from))
     }
 
-    fn new(
-        config: GatewayConfig,
-        files: Files,
-    ) -> io::Result<(Self, Vec<UnboundedReceiver<Errand>>, Vec<UnboundedReceiver<Arrival>>)> {
+    fn new(config: GatewayConfig, files: Files, spread: Spread) -> io::Result<(Self, Vec<UnboundedReceiver<Errand>>)> {
         let Files { keys, agent_tokens, roots, tls } = files;
         let dialler = Dialler {
             egress: Arc::new(Egress::new(config.egress.allow, config.egress.deny)),
@@ -298,7 +296,6 @@ impl Shared {
         };
         let workers = config.runtime.worker_threads();
         let (agents, errands) = Agents::new(config.embedded_agent, agent_tokens, config.agents.idle_channels, workers);
-        let (spread, arrivals) = Spread::new(workers);
         let shared = Self {
             workers,
             node_id: config.node_id,
@@ -316,6 +313,6 @@ impl Shared {
             spread,
             dialler,
         };
-        Ok((shared, errands, arrivals))
+        Ok((shared, errands))
     }
 }

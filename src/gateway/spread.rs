@@ -22,13 +22,13 @@ use crate::runtime::load::Load;
 const AT_LEAST: usize = 4;
 const ONE_IN: usize = 64;
 
-/// A connection that was accepted, on its way to the worker that serves it. How many there are, `limits.max_pending`
-/// bounds.
-pub(super) struct Arrival {
-    pub tcp: StdStream,
+/// A connection that was accepted, and of which nothing has been read: as the system's own on its way to the worker that
+/// serves it. How many there are, `limits.max_pending` bounds.
+pub(super) struct Arrival<T = StdStream> {
+    pub tcp: T,
     pub peer: SocketAddr,
     /// It came to a TLS listener.
-    pub tls: bool,
+    pub secure: bool,
     pub pending: Counted,
     pub load: Load,
 }

@@ -28,7 +28,6 @@ use crate::{
     protocol::drain::Drain,
     relay::{self, Registry},
     runtime::{
-        load::Load,
         sockets,
         tasks::Tasks,
         threads::{Line, Order},
@@ -196,7 +195,7 @@ impl Worker {
         }
     }
 
-    fn take(self: &Rc<Self>, tcp: TcpStream, peer: SocketAddr, tls: bool) {
+    fn take(self: &Rc<Self>, tcp: TcpStream, peer: SocketAddr, secure: bool) {
         if !self.shared.may_connect(peer.ip()) {
             tracing::debug!(%peer, "connection refused: its address is not in listen.proxy_protocol_from");
             self.counters.refused(counters::ADDRESS);
@@ -205,13 +204,15 @@ impl Worker {
         let Some(pending) = Counted::new(&self.shared, |shared| &shared.pending, self.shared.limits.max_pending) else {
             self.counters.refused(counters::TOO_MANY_PENDING);
             // With TLS there is nothing to say before the handshake.
-            return if tls { drop(tcp) } else { refuse(&tcp) };
+            return if secure { drop(tcp) } else { refuse(&tcp) };
         };
         // A drain ends a worker that has nothing more to do, so nothing is on its way to it then.
         let better = if self.draining() { None } else { self.shared.spread.better(self.index) };
         let Some(load) = self.shared.spread.load(better.unwrap_or(self.index)) else { return };
-        let Some(better) = better else { return self.serve(tcp, peer, tls, pending, load) };
-        let arrival = Arrival { tcp: sockets::detach(tcp), peer, tls, pending, load };
+        let Some(better) = better else {
+            return self.serve(Arrival { tcp, peer, secure, pending, load });
+        };
+        let arrival = Arrival { tcp: sockets::detach(tcp), peer, secure, pending, load };
         if let Err(mut arrival) = self.shared.spread.send(better, arrival) {
             // That worker has ended.
             let Some(load) = self.shared.spread.load(self.index) else { return };
@@ -222,16 +223,16 @@ impl Worker {
 
     /// Serves a connection that another worker has accepted.
     fn welcome(self: &Rc<Self>, arrival: Arrival) {
-        let Arrival { tcp, peer, tls, pending, load } = arrival;
+        let Arrival { tcp, peer, secure, pending, load } = arrival;
         match TcpStream::from_std(tcp) {
-            Ok(tcp) => self.serve(tcp, peer, tls, pending, load),
+            Ok(tcp) => self.serve(Arrival { tcp, peer, secure, pending, load }),
             Err(error) => tracing::error!(%peer, "a connection could not be taken over: {error}"),
         }
     }
 
-    fn serve(self: &Rc<Self>, tcp: TcpStream, peer: SocketAddr, tls: bool, pending: Counted, load: Load) {
+    fn serve(self: &Rc<Self>, arrival: Arrival<TcpStream>) {
         let worker = self.clone();
-        self.tasks.spawn(move |draining| connection::run(worker, tcp, peer, tls, draining, pending, load));
+        self.tasks.spawn(move |draining| connection::run(worker, arrival, draining));
     }
 
     /// What goes wrong with one connection must not end the worker.
