@@ -82,9 +82,9 @@ impl Measure {
             Self::P50 => ("p50", "µs"),
             Self::P99 => ("p99", "µs"),
             Self::P999 => ("p99.9", "µs"),
-            Self::P99Drift => ("p99, second half of the time to first", ""),
+            Self::P99Drift => ("p99, second half to first", ""),
             Self::Memory => ("memory a session", "KiB"),
-            Self::Setups => ("sessions a second", ""),
+            Self::Setups => ("sessions a second", "a second"),
         }
     }
 }

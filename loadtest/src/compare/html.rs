@@ -10,21 +10,22 @@ use super::{
 
 const STYLE: &str = "
 :root { color-scheme: light; }
-body { font: 15px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff; max-width: 860px; margin: 2rem auto; padding: 0 1rem; }
+body { font: 15px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff; max-width: 1080px; margin: 2rem auto; padding: 0 1rem; }
 h1 { font-size: 1.7rem; margin-bottom: .2rem; }
 h2 { font-size: 1.25rem; margin-top: 2.2rem; border-bottom: 1px solid #ccc; }
 h3 { font-size: 1rem; margin-bottom: .2rem; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .82rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .25rem .6rem; border-bottom: 1px solid #ddd; text-align: right; vertical-align: top; }
-th.words, td.words { text-align: left; } th:first-child, td:first-child { white-space: nowrap; }
+th, td { padding: .25rem .6rem; border-bottom: 1px solid #ddd; text-align: right; vertical-align: top; white-space: nowrap; }
+th { white-space: normal; vertical-align: bottom; } th.words, td.words { text-align: left; } p { max-width: 860px; }
 tr.own td { background: #fff3e8; font-weight: 600; }
 tr.missed td { background: #fbe9e7; } tr.unmeasured td { color: #777; }
 tr.met td:nth-child(7) { color: #00693c; font-weight: 600; } tr.missed td:nth-child(7) { color: #a00000; font-weight: 600; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .1rem 1rem; font-size: .9rem; }
 dt { color: #555; } dd { margin: 0; overflow-wrap: anywhere; }
 pre { font-size: .75rem; line-height: 1.35; background: #f6f6f6; padding: .6rem; overflow-x: auto; white-space: pre-wrap; }
-svg { width: 100%; height: auto; margin: .6rem 0; }
+svg { width: 100%; height: auto; margin: .4rem 0; }
+.bars { display: grid; grid-template-columns: repeat(auto-fill, minmax(440px, 1fr)); gap: .4rem 1.6rem; } .curves svg { max-width: 900px; }
 svg text { font: 12px system-ui, sans-serif; fill: #1a1a1a; }
 svg .title { font-size: 14px; font-weight: 600; } svg .unit { font-weight: 400; fill: #555; }
 svg .name { text-anchor: end; } svg text.own, svg .strong { font-weight: 700; fill: #1a1a1a; }
@@ -33,7 +34,7 @@ svg .whisker { stroke: #1a1a1a; stroke-width: 1.2; fill: none; }
 svg .grid { stroke: #ddd; } svg .line { fill: none; stroke-linejoin: round; }
 svg .middle { text-anchor: middle; } svg .end { text-anchor: end; }
 .problem { color: #a00000; }
-@media print { body { max-width: none; margin: 0; font-size: 11px; } svg, table, tr, pre, h2, h3 { break-inside: avoid; } h2, h3 { break-after: avoid; } }
+@media print { .bars { grid-template-columns: 1fr 1fr; } body { max-width: none; margin: 0; font-size: 11px; } svg, table, tr, pre, h2, h3 { break-inside: avoid; } h2, h3 { break-after: avoid; } }
 ";
 
 /// The whole page.
@@ -70,10 +71,12 @@ pub fn report(results: &Results) -> String {
 }
 
 fn charts(out: &mut String, results: &Results, charts: Charts, scenarios: &[&ScenarioResults]) {
-    if charts == Charts::None {
-        return;
-    }
-    out.push_str("<div class=\"charts\">\n");
+    let class = match charts {
+        Charts::None | Charts::Goals => return,
+        Charts::Latency => "curves",
+        Charts::Cpu | Charts::SessionCpu | Charts::Memory => "bars",
+    };
+    let _ = writeln!(out, "<div class=\"{class}\">");
     for scenario in scenarios {
         let name = &scenario.scenario.name;
         out.push_str(&match charts {

@@ -3,7 +3,7 @@ use std::fmt::Write as _;
 
 use super::{
     results::Results,
-    tables::{Chapter, Table},
+    tables::{Chapter, Charts, Table},
 };
 
 /// The whole report.
@@ -35,6 +35,9 @@ pub fn summary(results: &Results) -> String {
     let mut out = String::new();
     for chapter in [results.goals_chapter(), results.cpu_chapter()].into_iter().flatten() {
         let _ = writeln!(out, "{}", chapter.title);
+        if let (Charts::Goals, Some((counts, _))) = (chapter.charts, chapter.caption.split_once('.')) {
+            let _ = writeln!(out, "{counts}");
+        }
         write_tables(&mut out, &chapter, "");
         out.push('\n');
     }

@@ -220,7 +220,7 @@ impl Comparison {
         for repetition in 0..most {
             let began = started.elapsed();
             if repetition > 0 && began + longest > self.budget {
-                self.results.notes.push(format!("there was time for {repetition} repetitions of {most}"));
+                self.results.notes.push(format!("there was time for {repetition} of {most} repetitions"));
                 break;
             }
             for (at, scenario) in scenarios.iter().enumerate() {

@@ -129,11 +129,16 @@ impl Results {
     pub fn goals_chapter(&self) -> Option<Chapter<'_>> {
         let head = ["work", "measure", "compared with", "figures", "ratio", "limit", "result", "met in"];
         let rows: Vec<Row> = self.goals.iter().map(|goal| self.goal_row(goal)).collect();
-        let caption = "The ratio is taken within each repetition, in which both were measured within moments, and what \
-                       counts is its median over the repetitions (and behind it the range); it is judged as it is \
-                       shown. “Best of” is the one with the best median over all repetitions: that favours the others \
-                       by what chance favours. Without a comparison the figure itself is judged."
-            .to_owned();
+        let count = |verdict| self.goals.iter().filter(|goal| goal.verdict == verdict).count();
+        let caption = format!(
+            "{} met, {} missed, {} not measured. The ratio is taken within each repetition, in which both were measured \
+             within moments; its median over the repetitions (behind it the range) is judged, as it is shown. “Best of” \
+             is the one with the best median over all repetitions: that favours the others by what chance favours. \
+             Without a comparison the figure itself is judged. With a failed measurement no goal is met.",
+            count(Verdict::Met),
+            count(Verdict::Missed),
+            count(Verdict::NotMeasured)
+        );
         let table = Table {
             title: String::new(),
             caption: String::new(),
@@ -169,9 +174,11 @@ impl Results {
             (Some(most), _) => format!("≤ {}", number(most, 2)),
             (None, least) => format!("≥ {}", number(least.unwrap_or(0.0), 2)),
         };
+        // What the report is about needs no name in each line.
+        let own = self.contenders.iter().any(|contender| contender.name == goal.of && contender.is_own());
         let cells = vec![
             goal.scenario.clone(),
-            format!("{} of {}", goal.what, self.title(&goal.of)),
+            if own { goal.what.to_owned() } else { format!("{} of {}", goal.what, self.title(&goal.of)) },
             against,
             figures.trim_end().to_owned(),
             range(goal.value, 2),
