@@ -428,7 +428,8 @@ mod tests {
 
     #[test]
     fn groups_name_groups_and_nobody_twice() {
-        let text = DEFAULT.replacen("peers = [", "all = [\"ringway\", \"peers\", \"nginx-http\", \"all\"]\npeers = [", 1);
+        let text =
+            DEFAULT.replacen("peers = [", "all = [\"ringway\", \"peers\", \"nginx-http\", \"all\"]\npeers = [", 1);
         let config = Config::parse(&text).unwrap();
         let all = config.members(&["all".into()]).unwrap();
         assert_eq!(all, ["ringway", "haproxy-tcp", "haproxy-splice", "haproxy-http", "nginx-stream", "nginx-http"]);

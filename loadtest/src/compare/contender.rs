@@ -47,9 +47,7 @@ impl Values {
     pub fn hide(&self, text: &str) -> String {
         let example = self.example();
         let mut text = text.to_owned();
-        for (own, shown) in
-            [(&self.ringway, &example.ringway), (&self.dir, &example.dir), (&self.bin, &example.bin)]
-        {
+        for (own, shown) in [(&self.ringway, &example.ringway), (&self.dir, &example.dir), (&self.bin, &example.bin)] {
             // A bare name hides nothing, and may be part of other words.
             if own.is_absolute() {
                 text = text.replace(&*own.to_string_lossy(), &shown.to_string_lossy());

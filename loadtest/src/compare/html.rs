@@ -80,9 +80,7 @@ fn charts(out: &mut String, results: &Results, charts: Charts, scenarios: &[&Sce
     for scenario in scenarios {
         let name = &scenario.scenario.name;
         out.push_str(&match charts {
-            Charts::Cpu => {
-                svg::bars(name, "µs of CPU for a one-way message", &bars(results, scenario, Entry::cpu))
-            }
+            Charts::Cpu => svg::bars(name, "µs of CPU for a one-way message", &bars(results, scenario, Entry::cpu)),
             Charts::SessionCpu => {
                 svg::bars(name, "µs of CPU for a session", &bars(results, scenario, Entry::session_cpu))
             }

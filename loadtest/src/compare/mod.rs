@@ -259,7 +259,8 @@ impl Comparison {
                 return false;
             }
             let contender = self.config.contenders[index].clone();
-            let text = format!("{}/{total}, repetition {}, {}: {}", *done + 1, repetition + 1, scenario.name, contender.title);
+            let text =
+                format!("{}/{total}, repetition {}, {}: {}", *done + 1, repetition + 1, scenario.name, contender.title);
             self.progress.report("comparing", *done, total, &text);
             *done += 1;
             if self.results.contenders[index].left_out.is_none() {

@@ -239,7 +239,9 @@ impl Results {
             table.caption = format!("Of {}.", names.join(", and behind it of "));
         }
         // Where there is nobody to compare with there is nothing to say.
-        chapter.tables.retain(|table| table.scenarios.iter().any(|scenario| self.marks(scenario).iter().any(Option::is_some)));
+        chapter
+            .tables
+            .retain(|table| table.scenarios.iter().any(|scenario| self.marks(scenario).iter().any(Option::is_some)));
         (!chapter.tables.is_empty()).then_some(chapter)
     }
 
