@@ -17,7 +17,7 @@ h3 { font-size: 1rem; margin-bottom: .2rem; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .82rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .25rem .6rem; border-bottom: 1px solid #ddd; text-align: right; vertical-align: top; white-space: nowrap; }
-th { white-space: normal; vertical-align: bottom; } th.words, td.words { text-align: left; } p { max-width: 860px; }
+th { white-space: normal; vertical-align: bottom; } th.words, td.words { text-align: left; white-space: normal; } td:first-child { min-width: 11rem; } p { max-width: 860px; }
 tr.own td { background: #fff3e8; font-weight: 600; }
 tr.missed td { background: #fbe9e7; } tr.unmeasured td { color: #777; }
 tr.met td:nth-child(7) { color: #00693c; font-weight: 600; } tr.missed td:nth-child(7) { color: #a00000; font-weight: 600; }
