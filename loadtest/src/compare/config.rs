@@ -101,7 +101,7 @@ pub enum Measure {
     P99,
     #[serde(rename = "p99.9")]
     P999,
-    /// p99 of the second half of the measured time as a multiple of that of the first.
+    /// The median p99 of tenths of the measured time: of its second half as a multiple of that of the first.
     #[serde(rename = "p99_drift")]
     P99Drift,
     /// User memory of a session.

@@ -96,7 +96,12 @@ pub fn version(contender: &Contender, values: &Values) -> Option<String> {
     let program = find(&values.fill(&contender.program))?;
     let output = Command::new(program).args(&contender.version).stdin(Stdio::null()).output().ok()?;
     let text = [output.stdout, output.stderr].concat();
-    String::from_utf8_lossy(&text).lines().map(str::trim).find(|line| !line.is_empty()).map(str::to_owned)
+    let text = String::from_utf8_lossy(&text);
+    let line = text.lines().map(str::trim).find(|line| !line.is_empty())?;
+    // Some begin with the path that they were started from.
+    let (first, rest) = line.split_once(char::is_whitespace).unwrap_or((line, ""));
+    let first = Path::new(first).file_name().map_or(first.into(), std::ffi::OsStr::to_string_lossy);
+    Some(format!("{first} {}", rest.trim()).trim().to_owned())
 }
 
 /// A port that is free now.

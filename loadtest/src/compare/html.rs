@@ -5,7 +5,7 @@ use super::{
     markdown::left_out,
     results::{ContenderResult, Entry, Results, ScenarioResults, Spread},
     svg::{self, Bar, Curve, escape},
-    tables::{Charts, Mark, Table},
+    tables::{Chapter, Charts, Mark, Table},
 };
 
 const STYLE: &str = "
@@ -17,7 +17,7 @@ h3 { font-size: 1rem; margin-bottom: .2rem; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .82rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .25rem .6rem; border-bottom: 1px solid #ddd; text-align: right; vertical-align: top; white-space: nowrap; }
-th { white-space: normal; vertical-align: bottom; } th.words, td.words { text-align: left; } p { max-width: 860px; }
+th { white-space: normal; vertical-align: bottom; } th.words, td.words { text-align: left; white-space: normal; } td:first-child { min-width: 11rem; } p { max-width: 860px; }
 tr.own td { background: #fff3e8; font-weight: 600; }
 tr.missed td { background: #fbe9e7; } tr.unmeasured td { color: #777; }
 tr.met td:nth-child(7) { color: #00693c; font-weight: 600; } tr.missed td:nth-child(7) { color: #a00000; font-weight: 600; }
@@ -47,19 +47,12 @@ pub fn report(results: &Results) -> String {
     }
     out.push_str("</dl>\n");
     let problems: Vec<String> = results.problems().collect();
-    list(&mut out, "What went wrong", &problems, " class=\"problem\"");
-    for chapter in results.chapters() {
-        let _ = writeln!(out, "<h2>{}</h2><p>{}</p>", chapter.title, escape(&chapter.caption));
-        for table in &chapter.tables {
-            for (tag, text) in [("h3", &table.title), ("p", &table.caption)] {
-                if !text.is_empty() {
-                    let _ = writeln!(out, "<{tag}>{}</{tag}>", escape(text));
-                }
-            }
-            charts(&mut out, results, chapter.charts, &table.scenarios);
-            write_table(&mut out, table);
-        }
+    let mut chapters = results.chapters().into_iter().peekable();
+    if let Some(goals) = chapters.next_if(|chapter| chapter.charts == Charts::Goals) {
+        write_chapter(&mut out, results, &goals);
     }
+    list(&mut out, "What went wrong", &problems, " class=\"problem\"");
+    chapters.for_each(|chapter| write_chapter(&mut out, results, &chapter));
     list(&mut out, "Left out", &left_out(results), "");
     list(&mut out, "Notes", &results.notes, "");
     out.push_str("<h2>Contenders</h2><p>Ports stand for whatever was free; DIR is a fresh folder.</p>\n");
@@ -68,6 +61,19 @@ pub fn report(results: &Results) -> String {
     }
     out.push_str("</body></html>\n");
     out
+}
+
+fn write_chapter(out: &mut String, results: &Results, chapter: &Chapter) {
+    let _ = writeln!(out, "<h2>{}</h2><p>{}</p>", chapter.title, escape(&chapter.caption));
+    for table in &chapter.tables {
+        for (tag, text) in [("h3", &table.title), ("p", &table.caption)] {
+            if !text.is_empty() {
+                let _ = writeln!(out, "<{tag}>{}</{tag}>", escape(text));
+            }
+        }
+        charts(out, results, chapter.charts, &table.scenarios);
+        write_table(out, table);
+    }
 }
 
 fn charts(out: &mut String, results: &Results, charts: Charts, scenarios: &[&ScenarioResults]) {

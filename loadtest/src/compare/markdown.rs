@@ -12,12 +12,12 @@ pub fn report(results: &Results) -> String {
     for (name, value) in results.conditions() {
         let _ = writeln!(out, "- **{name}:** {}", escape(&value));
     }
-    for chapter in results.chapters() {
-        let _ = write!(out, "\n## {}\n\n{}\n", chapter.title, chapter.caption);
-        write_tables(&mut out, &chapter, "### ");
-    }
-    list(&mut out, "Left out", left_out(results));
+    let mut chapters = results.chapters().into_iter().peekable();
+    let goals = chapters.next_if(|chapter| chapter.charts == Charts::Goals);
+    goals.into_iter().for_each(|chapter| write_chapter(&mut out, &chapter));
     list(&mut out, "What went wrong", results.problems().collect());
+    chapters.for_each(|chapter| write_chapter(&mut out, &chapter));
+    list(&mut out, "Left out", left_out(results));
     list(&mut out, "Notes", results.notes.clone());
     out.push_str("\n## Contenders\n\nPorts stand for whatever was free; DIR is a fresh folder.\n");
     for contender in &results.contenders {
@@ -45,6 +45,11 @@ pub fn summary(results: &Results) -> String {
         let _ = writeln!(out, "! {problem}");
     }
     out
+}
+
+fn write_chapter(out: &mut String, chapter: &Chapter) {
+    let _ = write!(out, "\n## {}\n\n{}\n", chapter.title, chapter.caption);
+    write_tables(out, chapter, "### ");
 }
 
 fn write_tables(out: &mut String, chapter: &Chapter, mark: &str) {

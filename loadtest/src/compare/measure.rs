@@ -13,7 +13,7 @@ use super::{
     Comparison,
     config::{Contender, Form, Kind, Scenario},
     contender::{self, Certificate, Running},
-    results::{Outcome, Run},
+    results::{Outcome, Run, Spread},
 };
 use crate::{
     clock,
@@ -22,12 +22,14 @@ use crate::{
         payload::Payloads,
         route::{self, Route},
         seconds,
-        stats::{Stats, histogram},
+        stats::Stats,
     },
 };
 
 /// How long a contender may rest before its memory is looked at.
 const SETTLE: Duration = Duration::from_millis(300);
+/// Parts of the measured time of an open loop that are looked at for themselves, to see a drift.
+const INTERVALS: u64 = 10;
 const GRACE: u64 = 3 * clock::SECOND;
 const TIMEOUT: u64 = 10 * clock::SECOND;
 
@@ -163,7 +165,7 @@ impl Comparison {
             timeout: TIMEOUT,
             cores: scenario.load_core.or(run.load_core).into_iter().collect(),
             from: Vec::new(),
-            interval: (scenario.kind == Kind::Latency).then_some(duration / 2),
+            interval: (scenario.kind == Kind::Latency).then_some((duration / INTERVALS).max(clock::MILLISECOND)),
         })
     }
 }
@@ -189,7 +191,6 @@ fn outcome(scenario: &Scenario, stats: Stats, seen: &Seen) -> anyhow::Result<Out
     let each = |count: u64| seen.cpu_s.map(|cpu| cpu * 1e6 / count as f64);
     let latency = (!stats.latency.is_empty()).then_some(&stats.latency);
     let at = |quantile: f64| latency.map(|latency| latency.value_at_quantile(quantile) as f64 / 1e3);
-    let half = |half: &Option<Histogram<u64>>| Some(half.as_ref()?.value_at_quantile(0.99) as f64);
     let storm = kind == Kind::Storm;
     Ok(Outcome {
         run: Run {
@@ -201,7 +202,7 @@ fn outcome(scenario: &Scenario, stats: Stats, seen: &Seen) -> anyhow::Result<Out
             p50_us: at(0.5),
             p99_us: at(0.99),
             p999_us: at(0.999),
-            p99_drift: half(&seen.halves[0]).zip(half(&seen.halves[1])).map(|(first, second)| second / first),
+            p99_drift: drift(&seen.p99s),
             pss_kib: seen.pss_with,
             pss_kib_per_session: seen
                 .pss_with
@@ -214,6 +215,13 @@ fn outcome(scenario: &Scenario, stats: Stats, seen: &Seen) -> anyhow::Result<Out
         },
         latency: (kind == Kind::Latency).then_some(stats.latency),
     })
+}
+
+/// The median of the second half as a multiple of that of the first: one stall of the machine is no drift.
+fn drift(p99s: &[f64]) -> Option<f64> {
+    let (first, second) = p99s.split_at(p99s.len() / 2);
+    let median = |half: &[f64]| Spread::of(half.iter().copied()).map(|spread| spread.median);
+    Some(median(second)? / median(first)?)
 }
 
 /// Looks at a contender's CPU time and memory at both ends of the measured time.
@@ -231,8 +239,8 @@ struct Seen {
     pss_with: Option<u64>,
     first: Snapshot,
     last: Snapshot,
-    /// Latencies of the two halves of the measured time, of an open loop.
-    halves: [Option<Histogram<u64>>; 2],
+    /// p99 of each interval of an open loop, in nanoseconds.
+    p99s: Vec<f64>,
 }
 
 impl Watcher<'_> {
@@ -260,8 +268,21 @@ impl Observer for Watcher<'_> {
         }
     }
 
-    fn interval(&mut self, number: u64, latency: &Histogram<u64>) {
-        let half = self.seen.halves[usize::from(number > 0)].get_or_insert_with(histogram);
-        let _ = half.add(latency);
+    fn interval(&mut self, _number: u64, latency: &Histogram<u64>) {
+        if !latency.is_empty() {
+            self.seen.p99s.push(latency.value_at_quantile(0.99) as f64);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_stall_is_no_drift() {
+        assert_eq!(drift(&[10.0, 10.0, 10.0, 10.0, 900.0, 10.0]), Some(1.0));
+        assert_eq!(drift(&[10.0, 10.0, 10.0, 20.0, 30.0, 40.0]), Some(3.0));
+        assert_eq!((drift(&[10.0]), drift(&[])), (None, None));
     }
 }

@@ -139,7 +139,7 @@ pub struct Run {
     pub p50_us: Option<f64>,
     pub p99_us: Option<f64>,
     pub p999_us: Option<f64>,
-    /// p99 of the second half of the measured time, as a multiple of that of the first.
+    /// The median of the p99 of parts of the measured time: of its second half as a multiple of that of the first.
     pub p99_drift: Option<f64>,
     pub pss_kib: Option<u64>,
     pub pss_kib_per_session: Option<f64>,

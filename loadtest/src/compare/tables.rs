@@ -266,7 +266,8 @@ impl Results {
 
     fn rated_cpu_chapter(&self) -> Option<Chapter<'_>> {
         let caption = "CPU time of the relay at that rate, in microseconds, for each message that it passes one way: median \
-                       (range); and p99 of the second half of the time as a multiple of that of the first.";
+                       (range); and the p99 of the second half of the time as a multiple of that of the first (medians of \
+                       the p99 of each tenth).";
         self.chapter("CPU at a fixed rate, and drift", caption, Charts::None, &[Kind::Latency], |_, entry| {
             let drift = entry.spread(|run| run.p99_drift);
             format!("{}; {}", range(entry.cpu(), 2), range(drift, 2))
