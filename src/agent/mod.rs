@@ -33,7 +33,7 @@ use self::{
     egress::Egress,
     link::{Event, Gateway, Ticket},
     record::Row,
-    worker::{Desk, Load, Order},
+    worker::{Desk, Order},
 };
 use crate::{
     admin::{Overview, RowsWanted},
@@ -45,6 +45,7 @@ use crate::{
     protocol::drain::Drain,
     runtime::{
         driver::Driver,
+        load::Load,
         reload::{self, Reloader},
         resolver::Resolver,
         threads::{ReadyHandle, Threads, allowed_cores},

@@ -5,10 +5,7 @@ use std::{
     io,
     net::SocketAddr,
     rc::{Rc, Weak},
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::Arc,
     time::Duration,
 };
 
@@ -25,6 +22,7 @@ use crate::{
     protocol::drain::Drain,
     relay::{self, Registry, wake::Signal},
     runtime::{
+        load::Load,
         memory,
         tasks::Tasks,
         threads::{self, Line},
@@ -44,23 +42,6 @@ pub enum Order {
     Abort(u64),
     /// Somebody wants to see the sessions.
     Rows(RowsWanted<Row>),
-}
-
-/// A channel or session that a worker has, until it is dropped: who has fewest gets the next.
-#[derive(Debug)]
-pub struct Load(Arc<AtomicUsize>);
-
-impl Load {
-    pub fn on(worker: &Arc<AtomicUsize>) -> Self {
-        worker.fetch_add(1, Ordering::Relaxed);
-        Self(worker.clone())
-    }
-}
-
-impl Drop for Load {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
 }
 
 /// What the tasks of one worker share.

@@ -23,6 +23,7 @@ use crate::{
         socket::{Received, Socket},
         wake::Signal,
     },
+    runtime::load::Load,
     telemetry::counters,
 };
 
@@ -43,6 +44,7 @@ pub(super) struct Client {
     pub secure: bool,
     /// Set when the gateway begins to drain.
     pub draining: Rc<Signal>,
+    pub load: Load,
 }
 
 /// What waiting for more input came to.
@@ -73,10 +75,11 @@ pub(super) async fn run(
     secure: bool,
     draining: Rc<Signal>,
     pending: Counted,
+    load: Load,
 ) {
     // For all that comes in front of the answer to the first request.
     let deadline = Instant::now() + worker.shared.limits.header_timeout;
-    let client = Client { socket: Rc::new(Socket::plain(tcp)), input: Vec::new(), peer, secure, draining };
+    let client = Client { socket: Rc::new(Socket::plain(tcp)), input: Vec::new(), peer, secure, draining, load };
     // In boxes, here and below: what a stranger who says nothing costs is this future without those.
     let Some(mut client) = Box::pin(arrival::arrive(&worker, client, deadline)).await else { return };
     match requests(&worker, &mut client, deadline).await {
@@ -290,7 +293,8 @@ mod tests {
                 let socket = Socket::handshake(TcpStream::from_std(tcp).unwrap(), server.into()).await.unwrap();
                 shaken.send(()).unwrap();
                 let (socket, draining) = (Rc::new(socket), Rc::default());
-                let mut client = Client { socket, input: Vec::new(), peer, secure: true, draining };
+                let load = Load::on(&Arc::default());
+                let mut client = Client { socket, input: Vec::new(), peer, secure: true, draining, load };
                 let deadline = Instant::now() + Duration::from_secs(2);
                 let mut filled = Filled::More;
                 while filled == Filled::More {
@@ -317,7 +321,7 @@ mod tests {
     #[test]
     fn a_connection_that_says_nothing_is_small() {
         // What every connection costs before its request, of which strangers may open `limits.max_pending`.
-        fn size<F>(_: fn(Rc<Worker>, TcpStream, SocketAddr, bool, Rc<Signal>, Counted) -> F) -> usize {
+        fn size<F>(_: fn(Rc<Worker>, TcpStream, SocketAddr, bool, Rc<Signal>, Counted, Load) -> F) -> usize {
             size_of::<F>()
         }
         let size = size(run);

@@ -12,6 +12,7 @@ mod record;
 mod routes;
 mod schema;
 mod session;
+mod spread;
 pub mod tls;
 mod worker;
 
@@ -35,6 +36,7 @@ use self::{
     agents::{Agents, Errand, Known},
     keys::Keys,
     record::Row,
+    spread::{Arrival, Spread},
     tls::Acceptor,
     worker::Listener,
 };
@@ -82,6 +84,7 @@ pub struct Shared {
     relayed: Arc<AtomicUsize>,
     draining: AtomicBool,
     agents: Agents,
+    spread: Spread,
     /// The embedded agent's.
     dialler: Dialler,
 }
@@ -149,18 +152,19 @@ impl Gateway {
         let (keys_file, roots_file) = (config.keys.file.clone(), config.egress.ca_file.clone());
         let certificate = config.listen.tls.as_ref().map(|tls| tls.cert.clone());
         let tokens_file = config.agents.tokens.clone();
-        let (shared, errands) = Shared::new(config, files)?;
+        let (shared, errands, arrivals) = Shared::new(config, files)?;
         let shared = Arc::new(shared);
         let reloaders = shared.reloaders(keys_file, roots_file, certificate, tokens_file).into();
         let cores = allowed_cores();
         let mut observed = Vec::new();
-        for (index, (listeners, errands)) in listeners.into_iter().zip(errands).enumerate() {
+        let desks = listeners.into_iter().zip(errands).zip(arrivals);
+        for (index, ((listeners, errands), arrivals)) in desks.enumerate() {
             let shared = shared.clone();
             let core = if cores.is_empty() { None } else { cores.get(index % cores.len()).copied() };
             let (rows, wanted) = mpsc::unbounded();
             let counters = Arc::new(WorkerCounters::default());
             observed.push(Observed { counters: counters.clone(), rows });
-            let desk = worker::Desk { index, counters, rows: wanted, errands };
+            let desk = worker::Desk { index, counters, rows: wanted, errands, arrivals };
             threads.spawn(&format!("worker-{index}"), driver.clone(), core, move |line| {
                 worker::run(shared, listeners, desk, line)
             })?;
@@ -281,7 +285,10 @@ impl Shared {
         self.proxy_protocol_from.is_empty() || self.proxy_protocol_from.iter().any(|net| net.contains(&from))
     }
 
-    fn new(config: GatewayConfig, files: Files) -> io::Result<(Self, Vec<UnboundedReceiver<Errand>>)> {
+    fn new(
+        config: GatewayConfig,
+        files: Files,
+    ) -> io::Result<(Self, Vec<UnboundedReceiver<Errand>>, Vec<UnboundedReceiver<Arrival>>)> {
         let Files { keys, agent_tokens, roots, tls } = files;
         let dialler = Dialler {
             egress: Arc::new(Egress::new(config.egress.allow, config.egress.deny)),
@@ -291,6 +298,7 @@ impl Shared {
         };
         let workers = config.runtime.worker_threads();
         let (agents, errands) = Agents::new(config.embedded_agent, agent_tokens, config.agents.idle_channels, workers);
+        let (spread, arrivals) = Spread::new(workers);
         let shared = Self {
             workers,
             node_id: config.node_id,
@@ -305,8 +313,9 @@ impl Shared {
             relayed: Arc::default(),
             draining: AtomicBool::new(false),
             agents,
+            spread,
             dialler,
         };
-        Ok((shared, errands))
+        Ok((shared, errands, arrivals))
     }
 }

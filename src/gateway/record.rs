@@ -15,7 +15,7 @@ use std::{
 
 use serde::Serialize;
 
-use super::{agents::Agent, keys::Key, worker::Worker};
+use super::{agents::Choice, keys::Key, worker::Worker};
 use crate::{
     admin::RowsWanted,
     agent::dial::Timings,
@@ -37,12 +37,6 @@ const FORM_MESSAGE: &str = "message";
 
 /// Rows that a worker makes at a time, before it turns to its sessions again.
 const BATCH: usize = 256;
-
-/// Who ended a session, as the access log says it.
-const CLIENT: &str = "client";
-const TARGET: &str = "target";
-const AGENT: &str = "agent";
-const GATEWAY: &str = "gateway";
 
 /// What an agent that drains closes with.
 const RESTART: u16 = Close::RESTART_CLIENT.code;
@@ -88,21 +82,26 @@ struct Details {
     key: Option<Arc<Key>>,
     /// Scheme, host and port.
     target: Option<Box<str>>,
-    agent: Option<Box<str>>,
-    /// The remote agent that has the session.
-    remote: Option<Arc<Agent>>,
+    agent: Option<Choice>,
     /// It is one of the worker's sessions: its connect message was validated, and its token taken.
     admitted: bool,
     outcome: Option<&'static str>,
-    connected_after: Option<Duration>,
-    closed_by: Option<&'static str>,
+    connected_after_ms: Option<u32>,
+    closed_by: Option<Party>,
     close_code: Option<u16>,
     relay: Option<Rc<Relay>>,
 }
 
 impl Details {
     fn agent_drains(&self) -> bool {
-        self.remote.as_ref().is_some_and(|agent| agent.drains())
+        matches!(&self.agent, Some(Choice::Remote(agent)) if agent.drains())
+    }
+
+    fn slug<'a>(&'a self, worker: &'a Worker) -> Option<&'a str> {
+        match self.agent.as_ref()? {
+            Choice::Remote(agent) => Some(&agent.slug),
+            Choice::Embedded => worker.shared.agents.embedded().map(|embedded| embedded.slug.as_str()),
+        }
     }
 }
 
@@ -148,14 +147,9 @@ impl Record {
     }
 
     /// An agent was picked.
-    pub fn agent(&self, slug: &str, took: Duration) {
+    pub fn agent(&self, choice: Choice, took: Duration) {
         self.worker.counters.took(Stage::Agent, took);
-        self.details.borrow_mut().agent = Some(slug.into());
-    }
-
-    /// That agent is not the embedded one.
-    pub fn remote(&self, agent: &Arc<Agent>) {
-        self.details.borrow_mut().remote = Some(agent.clone());
+        self.details.borrow_mut().agent = Some(choice);
     }
 
     /// The dial has come to an end, good or bad.
@@ -177,7 +171,7 @@ impl Record {
     pub fn connected(&self) {
         let took = self.began.elapsed();
         self.worker.counters.took(Stage::Total, took);
-        self.details.borrow_mut().connected_after = Some(took);
+        self.details.borrow_mut().connected_after_ms = u32::try_from(took.as_millis()).ok();
         self.outcome(counters::CONNECTED);
     }
 
@@ -188,19 +182,19 @@ impl Record {
 
     pub fn failed(&self, failure: &Failure) {
         self.outcome(failure.code());
-        self.closed(GATEWAY, Some(failure.close_code()));
+        self.closed(Party::Gateway, Some(failure.close_code()));
     }
 
     /// The client left before it was connected.
     pub fn client_gone(&self, close_code: Option<u16>) {
         self.outcome(counters::CLIENT_GONE);
-        self.closed(CLIENT, close_code);
+        self.closed(Party::Client, close_code);
     }
 
     /// The gateway drained before the client was connected.
     pub fn drained(&self, close_code: u16) {
         self.outcome(counters::DRAINING);
-        self.closed(GATEWAY, Some(close_code));
+        self.closed(Party::Gateway, Some(close_code));
     }
 
     fn outcome(&self, outcome: &'static str) {
@@ -208,7 +202,7 @@ impl Record {
         self.details.borrow_mut().outcome = Some(outcome);
     }
 
-    fn closed(&self, by: &'static str, code: Option<u16>) {
+    fn closed(&self, by: Party, code: Option<u16>) {
         let mut details = self.details.borrow_mut();
         details.closed_by = Some(by);
         details.close_code = code;
@@ -228,9 +222,9 @@ impl Record {
         let (closed_by, close_code) = match passed.and_then(|passed| passed.ending) {
             // A draining agent closes its sessions itself.
             Some(Ending { by: Party::Target, code }) if code == Some(RESTART) && details.agent_drains() => {
-                (Some(AGENT), code)
+                (Some(Party::Agent), code)
             }
-            Some(Ending { by, code }) => (Some(name(by)), code),
+            Some(Ending { by, code }) => (Some(by), code),
             None => (details.closed_by, details.close_code),
         };
         tracing::info!(
@@ -239,16 +233,16 @@ impl Record {
             key = details.key.as_ref().map(|key| key.id.as_str()),
             client = %self.client,
             form = FORM_MESSAGE,
-            agent = details.agent.as_deref(),
+            agent = details.slug(&self.worker),
             upstream = details.target.as_deref().map(host_and_port),
             outcome = details.outcome,
-            connect_ms = details.connected_after.map(milliseconds),
+            connect_ms = details.connected_after_ms,
             duration_ms = milliseconds(self.began.elapsed()),
             frames_in = passed.map(|passed| passed.frames_from_client),
             frames_out = passed.map(|passed| passed.frames_from_target),
             bytes_in = passed.map(|passed| passed.bytes_from_client),
             bytes_out = passed.map(|passed| passed.bytes_from_target),
-            closed_by,
+            closed_by = closed_by.map(name),
             close_code,
         );
     }
@@ -270,7 +264,7 @@ impl Record {
             id: Hex(self.id).to_string(),
             key: details.key.as_ref().map(|key| key.id.clone()).unwrap_or_default(),
             client: self.client,
-            agent: details.agent.as_deref().map(str::to_owned),
+            agent: details.slug(&self.worker).map(str::to_owned),
             target: details.target.as_deref().unwrap_or_default().to_owned(),
             form: FORM_MESSAGE,
             worker: self.worker.index,
@@ -341,12 +335,13 @@ impl std::fmt::Display for Hex {
     }
 }
 
+/// Who ended a session, as the access log says it.
 fn name(party: Party) -> &'static str {
     match party {
-        Party::Client => CLIENT,
-        Party::Target => TARGET,
-        Party::Agent => AGENT,
-        Party::Gateway => GATEWAY,
+        Party::Client => "client",
+        Party::Target => "target",
+        Party::Agent => "agent",
+        Party::Gateway => "gateway",
     }
 }
 

@@ -235,14 +235,13 @@ async fn reach(
             Choice::Remote(agent) => agent,
             Choice::Embedded => {
                 let Some(embedded) = agents.embedded() else { return Err(Failure::NoAgent.into()) };
-                record.agent(&embedded.slug, asked.elapsed());
+                record.agent(Choice::Embedded, asked.elapsed());
                 let dialled = worker.shared.dialler.dial(request, timings).await?;
                 let node_id = embedded.node_id.clone();
                 return Ok(Reached { dialled, node_id, place: Place::Whole, agent: None, in_use });
             }
         };
-        record.agent(&agent.slug, asked.elapsed());
-        record.remote(&agent);
+        record.agent(Choice::Remote(agent.clone()), asked.elapsed());
         tried.push(agent.id);
         let another_fits = agents.pick(&request.selection, &tried).is_some();
         match reach_through(worker, record, &agent, request, timings, deadline, another_fits).await {
@@ -335,6 +334,7 @@ async fn begin(
         Err(_) => record.client_gone(None),
     }
     let Admitted { request, of_key, counted } = admitted;
+    let load = client.load;
     let connected = Connected {
         client: client.socket,
         target: dialled.socket,
@@ -346,17 +346,14 @@ async fn begin(
     };
     let account = of_key.key().account(worker.index, worker.shared.workers);
     let meter = Meter { worker: worker.counters.clone(), account };
-    let relayed = worker.clone();
+    if agent.is_some_and(|agent| agent.is_lost()) {
+        // Behind the abort that all its other sessions were told of.
+        connected.target.abort();
+    }
     let awaited = worker.tasks.awaited();
-    worker.tasks.spawn(move |_| async move {
-        if agent.is_some_and(|agent| agent.is_lost()) {
-            // Behind the abort that all its other sessions were told of.
-            connected.target.abort();
-        }
-        let relay = relay::begin(connected, &relayed.registry, meter);
-        record.relayed(&relay);
-        relay.ended().await;
-        drop((record, of_key, counted, in_use, awaited));
+    relay::begin(connected, &worker.registry, meter, |relay| {
+        record.relayed(relay);
+        (record, of_key, counted, in_use, awaited, load)
     });
 }
 

@@ -21,12 +21,14 @@ use super::{
     connection,
     http::Response,
     record::{Records, Row},
+    spread::Arrival,
 };
 use crate::{
     admin::RowsWanted,
     protocol::drain::Drain,
     relay::{self, Registry},
     runtime::{
+        load::Load,
         sockets,
         tasks::Tasks,
         threads::{Line, Order},
@@ -67,6 +69,8 @@ pub(super) struct Desk {
     pub rows: UnboundedReceiver<RowsWanted<Row>>,
     /// What the other workers want.
     pub errands: UnboundedReceiver<Errand>,
+    /// Connections that they have accepted for this one.
+    pub arrivals: UnboundedReceiver<Arrival>,
 }
 
 /// One that is counted in the whole process until it is dropped.
@@ -100,7 +104,7 @@ pub(super) struct Listener {
 /// Runs a worker as long as the process lives: the listeners stay open to the last, since one that closes resets what
 /// waits in its accept queue.
 pub(super) async fn run(shared: Arc<Shared>, listeners: Vec<Listener>, desk: Desk, mut line: Line) -> io::Result<()> {
-    let Desk { index, counters, mut rows, errands } = desk;
+    let Desk { index, counters, mut rows, errands, mut arrivals } = desk;
     relay::count_in(&counters);
     let registry = Registry::new(shared.relayed.clone());
     let worker = Rc::new(Worker {
@@ -123,6 +127,14 @@ pub(super) async fn run(shared: Arc<Shared>, listeners: Vec<Listener>, desk: Des
     monoio::spawn(async move {
         while let Some(wanted) = rows.next().await {
             clerk.records.send(wanted).await;
+        }
+    });
+    let host = worker.clone();
+    monoio::spawn(async move {
+        while let Some(arrival) = arrivals.next().await {
+            host.guarded(|| host.welcome(arrival));
+            // Others have a turn, however many arrive.
+            monoio::spawn(async {}).await;
         }
     });
     let porter = worker.clone();
@@ -163,9 +175,7 @@ impl Worker {
                         monoio::time::sleep(Duration::from_millis(1)).await;
                     }
                     self.counters.accepts.add(1);
-                    if catch_unwind(AssertUnwindSafe(|| self.take(tcp, peer, tls))).is_err() {
-                        tracing::error!("a connection failed: taking it panicked");
-                    }
+                    self.guarded(|| self.take(tcp, peer, tls));
                 }
                 Err(error) => {
                     // A connection that was gone before it was accepted is no reason to rest (accept(2)).
@@ -197,8 +207,38 @@ impl Worker {
             return if tls { drop(tcp) } else { refuse(&tcp) };
         };
         sockets::prepare(&tcp, self.shared.limits.tcp_keepalive);
+        // A drain ends a worker that has nothing more to do, so nothing is on its way to it then.
+        let better = if self.draining() { None } else { self.shared.spread.better(self.index) };
+        let Some(load) = self.shared.spread.load(better.unwrap_or(self.index)) else { return };
+        let Some(better) = better else { return self.serve(tcp, peer, tls, pending, load) };
+        let arrival = Arrival { tcp: sockets::detach(tcp), peer, tls, pending, load };
+        if let Err(mut arrival) = self.shared.spread.send(better, arrival) {
+            // That worker has ended.
+            let Some(load) = self.shared.spread.load(self.index) else { return };
+            arrival.load = load;
+            self.welcome(arrival);
+        }
+    }
+
+    /// Serves a connection that another worker has accepted.
+    fn welcome(self: &Rc<Self>, arrival: Arrival) {
+        let Arrival { tcp, peer, tls, pending, load } = arrival;
+        match TcpStream::from_std(tcp) {
+            Ok(tcp) => self.serve(tcp, peer, tls, pending, load),
+            Err(error) => tracing::error!(%peer, "a connection could not be taken over: {error}"),
+        }
+    }
+
+    fn serve(self: &Rc<Self>, tcp: TcpStream, peer: SocketAddr, tls: bool, pending: Counted, load: Load) {
         let worker = self.clone();
-        self.tasks.spawn(move |draining| connection::run(worker, tcp, peer, tls, draining, pending));
+        self.tasks.spawn(move |draining| connection::run(worker, tcp, peer, tls, draining, pending, load));
+    }
+
+    /// What goes wrong with one connection must not end the worker.
+    fn guarded(&self, take: impl FnOnce()) {
+        if catch_unwind(AssertUnwindSafe(take)).is_err() {
+            tracing::error!("a connection failed: taking it panicked");
+        }
     }
 
     /// Ends all sessions as the drain says. Done when none is left, and no client waits for its last word.

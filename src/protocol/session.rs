@@ -195,8 +195,8 @@ struct Lane {
     sending: bool,
     frames: u64,
     bytes: u64,
-    /// Of the side that this lane writes to.
-    closing: Option<Closing>,
+    /// Of the side that this lane writes to. In a box, as `Session::idle`: most sessions, most of their time, have none.
+    closing: Option<Box<Closing>>,
 }
 
 #[derive(Debug)]
@@ -214,7 +214,7 @@ struct Idle {
 pub struct Session {
     place: Place,
     lanes: [Lane; 2],
-    idle: Option<Idle>,
+    idle: Option<Box<Idle>>,
     ending: Option<Ending>,
     /// A step or the next tick may have changed since [`Session::take_changed`] was asked last.
     changed: bool,
@@ -236,10 +236,14 @@ impl Session {
         Self {
             place,
             lanes: [lane(), lane()],
-            idle: idle_timeout.map(|timeout| Idle { timeout, since: now, untaken: false, held_up: false }),
+            idle: idle_timeout.map(|timeout| Box::new(Idle { timeout, since: now, untaken: false, held_up: false })),
             ending: None,
             changed: false,
         }
+    }
+
+    pub const fn place(&self) -> Place {
+        self.place
     }
 
     /// Frames and bytes that went on from this side to the other.
@@ -528,7 +532,7 @@ impl Session {
     fn may_end_write(&self, to: Side) -> bool {
         let lane = self.lane_to(to);
         lane.output == Output::Cut
-            || lane.closing.is_some_and(|closing| closing.expired)
+            || lane.closing.as_ref().is_some_and(|closing| closing.expired)
             || match self.lane(to).input {
                 Input::Ended => true,
                 Input::Closed => to == Side::Client,
@@ -560,7 +564,7 @@ impl Session {
     fn time_of_hop_is_over(&self, from: Side, now: Instant) -> bool {
         let lane = self.lane_to(from);
         let forwarded = self.place.other_hop() == Some(from) && lane.output == (Output::Closed { forwarded: true });
-        forwarded && lane.closing.is_some_and(|closing| now >= closing.began + (OWN_CLOSE - ANSWER))
+        forwarded && lane.closing.as_ref().is_some_and(|closing| now >= closing.began + (OWN_CLOSE - ANSWER))
     }
 
     fn close_received(&mut self, from: Side, passed: bool, now: Instant) {
@@ -601,7 +605,7 @@ impl Session {
             self.frame_ended(from, now);
         } else {
             lane.forward = Forward::FrameInProgress(frame_end);
-            lane.closing.get_or_insert_with(|| Closing::new(now));
+            lane.closing.get_or_insert_with(|| Box::new(Closing::new(now)));
             self.changed = true;
         }
     }
@@ -626,7 +630,7 @@ impl Session {
         lane.output = output;
         self.changed = true;
         let lane = self.lane_mut(from);
-        lane.closing.get_or_insert_with(|| Closing::new(now));
+        lane.closing.get_or_insert_with(|| Box::new(Closing::new(now)));
     }
 
     fn note_progress(&mut self, side: Side, now: Instant) {
@@ -638,7 +642,7 @@ impl Session {
     fn restart_wait(&mut self, side: Side, now: Instant) {
         self.changed = true;
         if let Some(closing) = &mut self.lane_to_mut(side).closing {
-            *closing = Closing { acknowledged: closing.acknowledged, ..Closing::new(now) };
+            **closing = Closing { acknowledged: closing.acknowledged, ..Closing::new(now) };
         }
     }
 

@@ -21,6 +21,10 @@ pub(super) struct Debt {
 }
 
 impl Debt {
+    pub fn is_owed(&self) -> bool {
+        self.since.is_some()
+    }
+
     /// Looks at the peer again, which must be seconds after the last time; whether it is lost.
     pub fn look(&mut self, peer: Peer, now: Instant) -> bool {
         if peer.progress.queued == 0 {

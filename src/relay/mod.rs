@@ -1,8 +1,9 @@
 //! The data path: moves a session's bytes between two sockets, and ends it as `protocol::session` says.
 //!
-//! A relay is three small tasks on one thread: a lane in each direction, and a warden that keeps time. It knows
-//! nothing of JSON, keys or agents; whoever sets a session up hands it two connected sockets and what was received
-//! behind the set-up. Must never block the thread, never hold a buffer while idle, never drop a receive or a send.
+//! A relay is two small tasks on one thread, a lane in each direction, and a third one, the warden, while there is a
+//! time to keep. It knows nothing of JSON, keys or agents; whoever sets a session up hands it two connected sockets,
+//! what was received behind the set-up, and what is to be dropped at the end. Must never block the thread, never hold
+//! a buffer while idle, never drop a receive or a send.
 pub mod buffers;
 pub mod deadline;
 mod lost;
@@ -14,9 +15,10 @@ mod tls;
 pub mod wake;
 
 use std::{
-    cell::{Cell, RefCell},
+    any::Any,
+    cell::{Cell, OnceCell, RefCell},
     os::fd::AsFd,
-    panic::AssertUnwindSafe,
+    panic::{AssertUnwindSafe, catch_unwind},
     rc::{Rc, Weak},
     sync::{
         Arc,
@@ -80,19 +82,22 @@ pub struct Summary {
     pub ending: Option<Ending>,
 }
 
-/// A session that is being relayed on this thread.
-#[derive(Debug)]
+/// A session that is being relayed on this thread. This is what an idle one costs, with its two lanes and its sockets,
+/// so what few sessions have at a time is in boxes.
 pub struct Relay {
     session: RefCell<Session>,
     sockets: [Rc<Socket>; 2],
     lanes: [Signal; 2],
-    warden: Signal,
+    /// Where the warden waits, if there is one.
+    warden: OnceCell<Box<Signal>>,
     running: Cell<u8>,
-    debts: RefCell<[Debt; 2]>,
-    /// The side that is another hop of ours, if one is, and which.
-    hop: Option<(Side, u64)>,
+    /// `None`: neither peer owed anything at the last look.
+    debts: Cell<Option<Box<[Debt; 2]>>>,
+    /// What the session holds of others as long as it lasts.
+    held: Cell<Option<Box<dyn Any>>>,
+    /// Which hop of ours the other one is, if one is.
+    hop: u64,
     meter: Meter,
-    _relayed: Relayed,
 }
 
 /// The sessions of one worker: to end them together, and to find dead peers.
@@ -170,7 +175,8 @@ impl Registry {
             if index % BATCH == BATCH - 1 {
                 monoio::spawn(async {}).await;
             }
-            if let Some((side, _)) = relay.hop.filter(|(_, name)| *name == hop) {
+            let side = relay.session.borrow().place().other_hop();
+            if let Some(side) = side.filter(|_| relay.hop == hop) {
                 relay.socket(side).abort();
             }
         }
@@ -233,60 +239,100 @@ async fn sleep_until(moment: Instant) {
     monoio::time::sleep_until(monoio::time::Instant::from_std(moment)).await;
 }
 
-/// Begins to relay a session. Its lanes run by themselves; [`Relay::ended`] keeps its time and must be awaited.
-pub fn begin(connected: Connected, registry: &Registry, meter: Meter) -> Rc<Relay> {
+/// Begins to relay a session, which runs by itself. `held` is asked for what is to be dropped when it has ended.
+pub fn begin<H: Any>(
+    connected: Connected,
+    registry: &Registry,
+    meter: Meter,
+    held: impl FnOnce(&Rc<Relay>) -> H,
+) -> Rc<Relay> {
     let Connected { client, target, from_client, from_target, idle_timeout, place, hop } = connected;
     let relay = Rc::new(Relay {
-        _relayed: registry.count(),
         session: RefCell::new(Session::new(place, idle_timeout, Instant::now())),
         sockets: [client, target],
         lanes: Default::default(),
-        warden: Signal::default(),
+        warden: OnceCell::new(),
         running: Cell::new(2),
-        debts: RefCell::default(),
-        hop: place.other_hop().map(|side| (side, hop)),
+        debts: Cell::default(),
+        held: Cell::default(),
+        hop,
         meter,
     });
     registry.add(&relay);
+    relay.held.set(Some(Box::new((held(&relay), registry.count()))));
     relay.clone().spawn_lane(Side::Client, from_client);
     relay.clone().spawn_lane(Side::Target, from_target);
+    relay.time_changed();
     relay
 }
 
 impl Relay {
-    /// Waits until both connections are closed.
-    pub async fn ended(&self) -> Summary {
-        self.keep_time().await;
-        self.summary()
-    }
-
     /// Whether one of the peers has closed, left, or been told to.
     pub fn is_ending(&self) -> bool {
         self.session.borrow().is_ending()
     }
 
     fn spawn_lane(self: Rc<Self>, from: Side, first: Vec<u8>) {
-        monoio::spawn(async move {
-            let lane = AssertUnwindSafe(pump::run(self.clone(), from, first)).catch_unwind();
-            if lane.await.is_err() {
-                // A bug of ours ends this session, and no other.
-                tracing::error!("a session failed: its lane from the {from:?} panicked");
-                self.sockets.iter().for_each(|socket| socket.abort());
+        // It stays as long as the lane does, so it brings no room that it has no use for.
+        let first = if first.is_empty() { Vec::new() } else { first };
+        let lane = AssertUnwindSafe(pump::run(self.clone(), from, first)).catch_unwind();
+        // Not awaited in an async block, which would have room for it twice.
+        monoio::spawn(lane.map(move |ended| {
+            if ended.is_err() {
+                self.failed(format_args!("its lane from the {from:?}"));
             }
-            self.running.set(self.running.get() - 1);
-            self.warden.set();
+            self.lane_ended();
+        }));
+    }
+
+    fn lane_ended(&self) {
+        self.running.set(self.running.get() - 1);
+        if let Some(warden) = self.warden.get() {
+            warden.set();
+        }
+        if self.running.get() > 0 {
+            return;
+        }
+        let held = self.held.take();
+        if catch_unwind(AssertUnwindSafe(|| drop(held))).is_err() {
+            self.failed(format_args!("its end"));
+        }
+    }
+
+    /// A bug of ours ends this session, and no other.
+    fn failed(&self, what: std::fmt::Arguments<'_>) {
+        tracing::error!("a session failed: {what} panicked");
+        self.sockets.iter().for_each(|socket| socket.abort());
+    }
+
+    /// When the next tick is due may have changed: wakes the warden, and has one as soon as there is a time to keep.
+    fn time_changed(self: &Rc<Self>) {
+        if let Some(warden) = self.warden.get() {
+            return warden.set();
+        }
+        if self.session.borrow().next_tick(Instant::now()).is_none() {
+            return;
+        }
+        self.warden.get_or_init(Box::default);
+        let relay = self.clone();
+        monoio::spawn(async move {
+            let Some(warden) = relay.warden.get() else { return };
+            if AssertUnwindSafe(relay.keep_time(warden)).catch_unwind().await.is_err() {
+                relay.failed(format_args!("its warden"));
+            }
         });
     }
 
     /// The warden: keeps the session's time until both lanes are done.
-    async fn keep_time(&self) {
+    async fn keep_time(self: &Rc<Self>, warden: &Signal) {
         while self.running.get() > 0 {
             let next = self.session.borrow().next_tick(Instant::now());
             match next {
-                None => self.warden.wait().await,
+                None => warden.wait().await,
                 Some(at) => {
-                    let at = monoio::time::Instant::from_std(at);
-                    if self.warden.or(monoio::time::sleep_until(at)).await.is_some() {
+                    // In a box: a timer is large, and aligned to more than anything else here.
+                    let sleep = Box::pin(monoio::time::sleep_until(monoio::time::Instant::from_std(at)));
+                    if warden.or(sleep).await.is_some() {
                         self.tick();
                     }
                 }
@@ -294,7 +340,7 @@ impl Relay {
         }
     }
 
-    fn tick(&self) {
+    fn tick(self: &Rc<Self>) {
         let tick = self.change(|session| session.tick(|side| self.socket(side).progress(), Instant::now()));
         if tick.abort_client {
             self.socket(Side::Client).abort();
@@ -305,35 +351,39 @@ impl Relay {
     }
 
     /// Its turn in the drain has come.
-    fn restart(&self, drain: &Drain) {
+    fn restart(self: &Rc<Self>, drain: &Drain) {
         let now = Instant::now();
         self.change(|session| session.close(Close::RESTART_CLIENT, Close::RESTART_TARGET, drain.frame_end(now), now));
     }
 
     fn abort_lost(&self) {
         let now = Instant::now();
-        for (socket, debt) in self.sockets.iter().zip(self.debts.borrow_mut().iter_mut()) {
+        let mut debts = self.debts.take().map_or_else(Default::default, |debts| *debts);
+        for (socket, debt) in self.sockets.iter().zip(&mut debts) {
             if sys::peer(socket.as_fd()).is_some_and(|peer| debt.look(peer, now)) {
                 socket.abort();
             }
         }
+        if debts.iter().any(Debt::is_owed) {
+            self.debts.set(Some(Box::new(debts)));
+        }
     }
 
     /// Changes the session's state, and wakes whom that may concern.
-    fn change<T>(&self, change: impl FnOnce(&mut Session) -> T) -> T {
+    fn change<T>(self: &Rc<Self>, change: impl FnOnce(&mut Session) -> T) -> T {
         let mut session = self.session.borrow_mut();
         let result = change(&mut session);
         let changed = session.take_changed();
         drop(session);
         if changed {
             self.lanes.iter().for_each(Signal::set);
-            self.warden.set();
+            self.time_changed();
         }
         result
     }
 
     /// Asks the session what becomes of these bytes, and counts it.
-    fn receive(&self, from: Side, bytes: &[u8]) -> Received {
+    fn receive(self: &Rc<Self>, from: Side, bytes: &[u8]) -> Received {
         let mut began = FrameCounts::default();
         let received = self.change(|session| session.received(from, bytes, &mut began, Instant::now()));
         self.passed(from, &began, received.forward as u64);
@@ -341,7 +391,7 @@ impl Relay {
     }
 
     /// The same for a pipe, which holds this header, if any, and payload that the session lets pass unseen.
-    fn receive_unseen(&self, from: Side, header: &[u8], held: usize) {
+    fn receive_unseen(self: &Rc<Self>, from: Side, header: &[u8], held: usize) {
         let mut began = FrameCounts::default();
         let now = Instant::now();
         self.change(|session| {

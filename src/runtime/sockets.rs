@@ -2,8 +2,8 @@
 #![allow(unsafe_code)] // monoio's streams do not lend their descriptor in the safe way
 use std::{
     io,
-    net::{Shutdown, TcpListener as StdListener},
-    os::fd::{AsFd, AsRawFd, BorrowedFd},
+    net::{Shutdown, TcpListener as StdListener, TcpStream as StdStream},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd},
     time::Duration,
 };
 
@@ -40,6 +40,12 @@ pub fn send_now(tcp: &TcpStream, bytes: &[u8]) {
     let socket = borrow(tcp);
     let _ = SockRef::from(&socket).send_with_flags(bytes, libc::MSG_DONTWAIT);
     let _ = SockRef::from(&socket).shutdown(Shutdown::Write);
+}
+
+/// Takes a connection off this thread that nothing has been received from or sent to: only then is nothing in flight.
+pub fn detach(tcp: TcpStream) -> StdStream {
+    // SAFETY: the descriptor is open, and the stream has just given it up.
+    unsafe { StdStream::from_raw_fd(tcp.into_raw_fd()) }
 }
 
 /// A listener on the runtime of this thread.

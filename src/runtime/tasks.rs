@@ -17,12 +17,14 @@ use crate::{
     relay::{deadline, wake::Signal},
 };
 
-/// How often a worker looks whether a crowd has left, and how many tasks are one. A session that ends alone leaves
-/// little, which the next one uses.
-const LOOK_AFTER: Duration = Duration::from_secs(5);
+/// How often a worker looks whether there is memory to be given back, and how many tasks must have ended for that. One
+/// that ends alone leaves little, which the next one uses.
+const LOOK_AFTER: Duration = Duration::from_secs(2);
 const CROWD: usize = 100;
+/// As long as more than one in so many of them ended since the last look, others are about to use what they leave.
+const QUIET: usize = 10;
 /// How often more it looks for those who leave late.
-const LOOKS_MORE: i32 = 12;
+const LOOKS_MORE: u32 = 30;
 
 #[derive(Debug, Default)]
 pub struct Tasks {
@@ -33,9 +35,10 @@ pub struct Tasks {
     fewer: Signal,
     /// Set-ups and sessions that a drain waits for.
     awaited: Cell<usize>,
-    /// How many are live, and the most there were since memory was given back.
+    /// How many tasks are live.
     count: Cell<usize>,
-    most: Cell<usize>,
+    /// Tasks, and what a drain waits for, that have ended since memory was given back.
+    ended: Cell<usize>,
 }
 
 /// A set-up or a session that a drain waits for until this is dropped.
@@ -45,6 +48,7 @@ pub struct Awaited(Rc<Tasks>);
 impl Drop for Awaited {
     fn drop(&mut self) {
         self.0.awaited.set(self.0.awaited.get() - 1);
+        self.0.ended.set(self.0.ended.get() + 1);
         self.0.tell_of_fewer();
     }
 }
@@ -63,7 +67,6 @@ impl Tasks {
             live.push(Rc::downgrade(&signal));
         }
         self.count.set(self.count.get() + 1);
-        self.most.set(self.most.get().max(self.count.get()));
         // In a box, or the task below would have room for it twice: before its first turn, and while it is awaited.
         let task = Box::pin(AssertUnwindSafe(run(signal.clone())).catch_unwind());
         let tasks = self.clone();
@@ -73,6 +76,7 @@ impl Tasks {
             }
             drop(signal);
             tasks.count.set(tasks.count.get() - 1);
+            tasks.ended.set(tasks.ended.get() + 1);
             tasks.tell_of_fewer();
         });
     }
@@ -95,18 +99,21 @@ impl Tasks {
         deadline::until(window_end.unwrap_or_else(Instant::now), future).await
     }
 
-    /// Gives memory back when half of a crowd has left, and for a while as the rest of it leaves.
+    /// Gives memory back when a crowd has come, whose set-ups have left theirs, or gone; and for a while as those
+    /// leave who are late.
     pub async fn keep_memory_low(&self) {
-        let mut leaving = 0;
+        let (mut before, mut looks_more) = (0, 0u32);
         loop {
             monoio::time::sleep(LOOK_AFTER).await;
-            let (count, most) = (self.count.get(), self.most.get());
-            let crowd = most - count >= CROWD && count <= most / 2;
-            leaving = if crowd { LOOKS_MORE } else { leaving - i32::from(leaving > 0) };
-            if crowd || (leaving > 0 && count < most) {
+            let ended = self.ended.get();
+            let crowd = ended >= CROWD && (ended - before) * QUIET <= ended;
+            before = ended;
+            looks_more = if crowd { LOOKS_MORE } else { looks_more.saturating_sub(1) };
+            if crowd || (looks_more > 0 && ended > 0) {
                 memory::tidy(&mut self.live.borrow_mut());
                 memory::give_back();
-                self.most.set(count);
+                self.ended.set(0);
+                before = 0;
             }
         }
     }

@@ -13,6 +13,7 @@ import pytest
 
 from harness.client import KEY, Client, open_tcp
 from harness.frames import BINARY, TEXT, masked
+from harness.http import samples
 from harness.process import DRIVER, Gateway, gateway_config, key_entry, toml
 from harness.seccomp import REFUSING
 from harness.wire import PATIENCE_S
@@ -444,3 +445,31 @@ async def test_a_target_that_never_stops_to_announce_keeps_nobody_waiting(world)
     with pytest.raises(OSError):
         await asyncio.wait_for(flooding, 20)
     await answers_while(world, gateway, 0.1)
+
+
+# --- workers ---------------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("workers", [2, 4, 8])
+async def test_sessions_that_last_are_even_over_the_workers(world, workers):
+    """Worker threads share the sessions evenly, also those of one client address and with more workers than cores"""
+    gateway, target = await world.gateway(admin=True, workers=workers), world.target().serve_echo()
+    count = 400
+
+    async def opened() -> Client:
+        client = await world.client(gateway)
+        await client.connect({"apiKey": KEY, "url": target.url()})
+        await client.expect_connected()
+        return client
+
+    clients = []
+    while len(clients) < count:
+        clients += await asyncio.gather(*(opened() for _ in range(20)))
+    found = await samples(gateway)
+    each = [found[f'ringway_worker_sessions{{worker="{index}"}}'] for index in range(workers)]
+    assert sum(each) == count, each
+    assert max(each) <= 1.05 * count / workers, each
+    accepted = [found[f'ringway_accepts_total{{worker="{index}"}}'] for index in range(workers)]
+    assert workers == 2 or accepted != each, "the kernel itself is not so even, so some were handed over"
+    for client in clients:
+        await client.send_frame(TEXT, b"there")
+    for client in clients:
+        assert (await client.read_frame()).payload == b"there"

@@ -22,7 +22,7 @@ use crate::{
     agent::{
         dial::{Dialled, Timings},
         record::Record,
-        worker::{Load, Worker},
+        worker::Worker,
     },
     protocol::{
         answer::Failure,
@@ -38,7 +38,7 @@ use crate::{
         socket::{Received, Socket},
         wake::Signal,
     },
-    runtime::{sockets, sys},
+    runtime::{load::Load, sockets, sys},
     telemetry::counters::{self, Stage},
 };
 
@@ -321,17 +321,14 @@ fn begin(
         hop: ticket.instance.hop,
     };
     let meter = Meter { worker: worker.counters.clone(), account: None };
-    let relayed = worker.clone();
+    if ticket.instance.is_lost() {
+        // Behind the abort that all others of this hop were told of.
+        connected.client.abort();
+    }
     let awaited = worker.tasks.awaited();
-    worker.tasks.spawn(move |_| async move {
-        if ticket.instance.is_lost() {
-            // Behind the abort that all others of this hop were told of.
-            connected.client.abort();
-        }
-        let relay = relay::begin(connected, &relayed.registry, meter);
-        record.relayed(&relay);
-        relay.ended().await;
-        drop((record, ticket, load, awaited));
+    relay::begin(connected, &worker.registry, meter, |relay| {
+        record.relayed(relay);
+        (record, ticket, load, awaited)
     });
 }
 
