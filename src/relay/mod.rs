@@ -8,7 +8,7 @@ pub mod deadline;
 mod lost;
 mod pump;
 pub mod socket;
-mod tls;
+pub mod tls;
 pub mod wake;
 
 use std::{
