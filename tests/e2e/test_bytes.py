@@ -259,14 +259,14 @@ async def test_beside_readers_that_stand_still(world, direction):
         busy = [await world.session(gateway, target) for _ in range(4)]
         streams = [tuple(stream((direction, number, index), wire).mix(2 * MIB, largest=2 * MIB).close() for wire in pair) for index, pair in enumerate(busy)]
         await together(*(exchange(*pair, *made) for pair, made in zip(busy, streams)))
+        for wire in (wire for pair in busy for wire in pair):
+            wire.close()
     assert not any(sending.done() for *_, sending in stopped), "what should stand still was taken: the test shows nothing"
     assert await ledger.lent() > 0, "nothing is lent although much is on its way"
     await together(*(made.expect(receiver) for _, receiver, made, _ in stopped))
     for sender, receiver, _, sending in stopped:
         await sending
         await sender.part(receiver)
-    for connection in target.connections:
-        connection.close()
     await ledger.balanced()
 
 
