@@ -118,6 +118,7 @@ pub(super) async fn run(shared: Arc<Shared>, listeners: Vec<Listener>, desk: Des
     });
     for Listener { socket, tls } in listeners {
         let worker = worker.clone();
+        sockets::prepare_accepted(&socket, worker.shared.limits.tcp_keepalive);
         let listener = sockets::listener(socket)?;
         monoio::spawn(async move { worker.accept(listener, tls).await });
     }
@@ -206,7 +207,6 @@ impl Worker {
             // With TLS there is nothing to say before the handshake.
             return if tls { drop(tcp) } else { refuse(&tcp) };
         };
-        sockets::prepare(&tcp, self.shared.limits.tcp_keepalive);
         // A drain ends a worker that has nothing more to do, so nothing is on its way to it then.
         let better = if self.draining() { None } else { self.shared.spread.better(self.index) };
         let Some(load) = self.shared.spread.load(better.unwrap_or(self.index)) else { return };

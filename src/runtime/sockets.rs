@@ -16,8 +16,16 @@ const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Frames go out at once (TCP_NODELAY), and a peer that has vanished is noticed after `keepalive` without traffic.
 pub fn prepare(tcp: &TcpStream, keepalive: Duration) {
-    let borrowed = borrow(tcp);
-    let socket = SockRef::from(&borrowed);
+    set(SockRef::from(&borrow(tcp)), keepalive);
+}
+
+/// The same for all that this listener accepts from now on, which inherit it (Linux does so), so that each need not be
+/// asked for it in five system calls.
+pub fn prepare_accepted(listener: &StdListener, keepalive: Duration) {
+    set(SockRef::from(listener), keepalive);
+}
+
+fn set(socket: SockRef<'_>, keepalive: Duration) {
     // A connection that is already gone cannot take options; whoever reads from it next finds out.
     let _ = socket.set_tcp_nodelay(true);
     let keepalive =
@@ -61,4 +69,23 @@ pub fn listener(listener: StdListener) -> io::Result<TcpListener> {
 fn borrow(tcp: &TcpStream) -> BorrowedFd<'_> {
     // SAFETY: the descriptor is open as long as `tcp` is borrowed.
     unsafe { BorrowedFd::borrow_raw(tcp.as_raw_fd()) }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn what_is_accepted_has_the_options_of_its_listener() {
+        let listener = StdListener::bind("127.0.0.1:0").unwrap();
+        prepare_accepted(&listener, Duration::from_secs(77));
+        let _client = StdStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (accepted, _) = listener.accept().unwrap();
+        let socket = SockRef::from(&accepted);
+        assert!(socket.tcp_nodelay().unwrap() && socket.keepalive().unwrap());
+        assert_eq!(socket.tcp_keepalive_time().unwrap(), Duration::from_secs(77));
+        assert_eq!(socket.tcp_keepalive_interval().unwrap(), KEEPALIVE_INTERVAL);
+        assert_eq!(socket.tcp_keepalive_retries().unwrap(), KEEPALIVE_RETRIES);
+    }
 }
