@@ -175,7 +175,7 @@ impl Socket {
         }
     }
 
-    /// Sends that part of `buffer`, all of it. Must be awaited to its end.
+    /// Sends that part of `buffer`, all of it. Must be awaited to its end. The buffer that comes back holds anything.
     ///
     /// # Errors
     /// The connection failed, or its write side was ended.

@@ -138,26 +138,50 @@ impl Tls {
         (self.answer(socket, received).await, buffer)
     }
 
+    /// Returns a buffer, which need not be the one that it was given.
     pub async fn send(&self, socket: &Socket, buffer: Buffer, range: Range<usize>) -> (io::Result<()>, Buffer) {
         let _sending = self.sending.lock().await;
         let mut plaintext = range;
         let mut sealed = Buffer::take();
-        while !plaintext.is_empty() {
+        loop {
             // In equal parts, if it takes more than one.
-            let parts = plaintext.len().div_ceil(Records::fits(sealed.len()));
+            let parts = plaintext.len().div_ceil(Records::fits(sealed.len())).max(1);
             let part = plaintext.start..plaintext.start + plaintext.len().div_ceil(parts);
             let (taken, len) = match self.state.borrow_mut().seal(&buffer[part], &mut sealed) {
                 Ok(done) => done,
-                Err(error) => return (Err(invalid_data(error)), buffer),
+                Err(error) => {
+                    // Its alert may still wait.
+                    drop(buffer);
+                    let len = self.state.borrow_mut().take_unsent(&mut sealed);
+                    let (_, sealed) = self.send_last(socket, sealed, len).await;
+                    return (Err(invalid_data(error)), sealed);
+                }
             };
             plaintext.start += taken;
+            if plaintext.is_empty() {
+                // A peer that reads slowly holds one buffer, not two.
+                drop(buffer);
+                return self.send_last(socket, sealed, len).await;
+            }
             let result;
             (result, sealed) = socket.send_tcp(sealed, 0..len).await;
             if let Err(error) = result {
                 return (Err(error), buffer);
             }
         }
-        (self.flush_locked(socket, sealed).await, buffer)
+    }
+
+    /// Sends what is in `sealed`, and what has come to wait meanwhile.
+    async fn send_last(&self, socket: &Socket, mut sealed: Buffer, mut len: usize) -> (io::Result<()>, Buffer) {
+        while len > 0 {
+            let result;
+            (result, sealed) = socket.send_tcp(sealed, 0..len).await;
+            if result.is_err() {
+                return (result, sealed);
+            }
+            len = self.state.borrow_mut().take_unsent(&mut sealed);
+        }
+        (Ok(()), sealed)
     }
 
     pub async fn send_close_notify(&self, socket: &Socket) {
@@ -201,19 +225,9 @@ impl Tls {
             return Ok(());
         }
         let _sending = self.sending.lock().await;
-        self.flush_locked(socket, Buffer::take()).await
-    }
-
-    async fn flush_locked(&self, socket: &Socket, mut buffer: Buffer) -> io::Result<()> {
-        loop {
-            let len = self.state.borrow_mut().take_unsent(&mut buffer);
-            if len == 0 {
-                return Ok(());
-            }
-            let result;
-            (result, buffer) = socket.send_tcp(buffer, 0..len).await;
-            result?;
-        }
+        let mut buffer = Buffer::take();
+        let len = self.state.borrow_mut().take_unsent(&mut buffer);
+        self.send_last(socket, buffer, len).await.0
     }
 
     async fn send_sealed(&self, socket: &Socket, sealed: Vec<u8>) -> io::Result<()> {
