@@ -125,11 +125,13 @@ Ctrl-C ends it early, with the report of what there was.
     /// Relays side by side: starts each, measures each, and writes a report as HTML, Markdown and JSON
     #[command(after_help = "\
   ringway-loadtest compare                                     # all that is installed, in under 20 minutes
+  ringway-loadtest compare --goals --out report                # all that ringway is meant to reach, judged; 25 minutes
   ringway-loadtest compare --only bare-copier,ringway,haproxy-tcp --scenario '64 B, 100' --repetitions 3
   ringway-loadtest compare --print-config > mine.toml; ringway-loadtest compare --config mine.toml --out report
 
 What counts is the CPU time of the relay for a message that it passes one way, with everything on one core. Run a release
-build on a quiet machine. Exit code 1 if a measurement failed; the report says which.")]
+build on a quiet machine. Exit code 1 if a measurement failed; the report says which. A goal that is missed is a result,
+no failure.")]
     Compare(compare::CompareArgs),
     /// The target: a WebSocket server that sends everything back, as cheaply as it can
     #[command(after_help = "\

@@ -4,10 +4,12 @@ use std::{collections::BTreeSet, fs};
 use anyhow::{Context, ensure};
 use serde::Serialize;
 
+use crate::clock;
+
 /// CPU time and memory of a process and all its descendants.
 #[derive(Clone, Copy, Debug, Default, Serialize)]
 pub struct Sample {
-    /// User and system time, in seconds; resolution 10 ms.
+    /// User and system time, in seconds.
     pub cpu_s: f64,
     /// Proportional set size: memory shared by n processes counts one n-th. In KiB.
     pub pss_kib: u64,
@@ -53,15 +55,11 @@ fn parse_limit(limits: &str) -> Option<u64> {
 }
 
 fn cpu_of(tree: &[u32]) -> anyhow::Result<f64> {
-    let mut ticks = 0;
-    for &pid in tree {
-        match cpu_ticks(pid) {
-            Ok(more) => ticks += more,
-            Err(error) if pid == tree[0] => return Err(error),
-            Err(_) => {}
-        }
-    }
-    Ok(ticks as f64 / rustix::param::clock_ticks_per_second() as f64)
+    let root = tree.first().copied().unwrap_or_default();
+    let own = clock::cpu_of(root).with_context(|| format!("no process {root}"))?;
+    // A child may have ended in between.
+    let children: u64 = tree.iter().skip(1).filter_map(|&pid| clock::cpu_of(pid)).sum();
+    Ok((own + children) as f64 / clock::SECOND as f64)
 }
 
 /// The process and its descendants.
@@ -80,19 +78,6 @@ fn tree(pid: u32) -> Vec<u32> {
     found
 }
 
-fn cpu_ticks(pid: u32) -> anyhow::Result<u64> {
-    let text = fs::read_to_string(format!("/proc/{pid}/stat")).with_context(|| format!("no process {pid}"))?;
-    parse_ticks(&text).with_context(|| format!("/proc/{pid}/stat is not as expected"))
-}
-
-fn parse_ticks(stat: &str) -> Option<u64> {
-    // The name, in brackets, may have spaces and brackets of its own.
-    let mut fields = stat.rsplit_once(')')?.1.split_whitespace().skip(11);
-    let user: u64 = fields.next()?.parse().ok()?;
-    let system: u64 = fields.next()?.parse().ok()?;
-    Some(user + system)
-}
-
 fn pss_kib(pid: u32) -> anyhow::Result<u64> {
     let file = format!("/proc/{pid}/smaps_rollup");
     let text = fs::read_to_string(&file).with_context(|| format!("cannot read {file}"))?;
@@ -107,9 +92,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn fields_behind_a_name_with_brackets() {
-        let stat = "7 (a) b) c) S 1 7 7 0 -1 4194560 2 0 0 0 31 11 0 0 20 0 1 0 5 6 7";
-        assert_eq!(parse_ticks(stat), Some(42));
+    fn cpu_time_counts_finer_than_a_tick() {
+        let before = cpu_s(std::process::id()).unwrap();
+        let started = std::time::Instant::now();
+        while started.elapsed() < std::time::Duration::from_millis(3) {
+            std::hint::spin_loop();
+        }
+        let used = cpu_s(std::process::id()).unwrap() - before;
+        assert!(used > 0.0 && used != (used * 100.0).round() / 100.0, "{used}");
+        assert!(cpu_s(u32::MAX).is_err());
     }
 
     #[test]

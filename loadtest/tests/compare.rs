@@ -86,6 +86,10 @@ fn those_who_are_there_are_measured() {
     assert!(small[0]["runs"][0]["cpu_us_per_message"].is_null(), "nobody relays in the direct line");
     // Both repetitions together: half of the rate's messages each.
     assert_eq!(steady[1]["latency"]["count"], 200);
+    for run in steady[1]["runs"].as_array().unwrap() {
+        assert!(run["cpu_us_per_message"].as_f64() > Some(0.1), "{run}");
+        assert!(run["p99_drift"].as_f64() > Some(0.0), "{run}");
+    }
     assert!(idle[1]["runs"][0]["pss_kib_per_session"].is_number());
 
     let page = fs::read_to_string(folder.join("report.html")).unwrap();
@@ -205,4 +209,135 @@ fn a_file_that_makes_no_sense() {
     assert!(String::from_utf8_lossy(&output.stderr).contains("scenario \"steady\": latency needs a rate"));
     let (output, _) = compare("compare-name", HEAD, &["--only", "nobody"]);
     assert!(String::from_utf8_lossy(&output.stderr).contains("there are direct, copier"));
+}
+
+/// Two copiers in a row, which cost more than one; TLS passed on to a target that speaks it; and who is not there.
+const MORE: &str = r#"
+[groups]
+others = ["pair", "missing"]
+everybody = ["copier", "others"]
+
+[[scenario]]
+name = "coming and going"
+kind = "storm"
+size = "64"
+sessions = 8
+contenders = ["copier"]
+
+[[scenario]]
+name = "hops"
+section = "One hop and two"
+kind = "throughput"
+size = "64"
+sessions = 5
+window = 4
+contenders = ["everybody"]
+baseline = "pair"
+
+[[scenario]]
+name = "encrypted"
+kind = "throughput"
+size = "0-70000"
+sessions = 3
+contenders = ["through"]
+
+[[scenario]]
+name = "nowhere"
+kind = "throughput"
+size = "64"
+sessions = 3
+contenders = ["pair"]
+relay_core = 1000
+
+[[goal]]
+scenarios = ["hops"]
+measure = "cpu"
+of = "copier"
+against = ["others"]
+at_most = 0.99
+
+[[goal]]
+scenarios = ["hops"]
+measure = "cpu"
+of = "copier"
+against = ["missing"]
+at_most = 1
+
+[[goal]]
+scenarios = ["coming and going"]
+measure = "setups"
+of = "copier"
+at_least = 1e9
+
+[[goal]]
+scenarios = ["nowhere"]
+measure = "cpu"
+of = "pair"
+at_most = 1e9
+
+[[contender]]
+name = "pair"
+title = "two copiers"
+program = "sh"
+command = ["-c", "@bin@/bare-copier --listen 127.0.0.1:@port2@ --upstream 127.0.0.1:@echo_port@ & exec @bin@/bare-copier --listen 127.0.0.1:@port@ --upstream 127.0.0.1:@port2@"]
+
+[[contender]]
+name = "through"
+title = "bare copier, TLS from end to end"
+tls = true
+target_tls = true
+program = "@bin@/bare-copier"
+command = ["--listen", "127.0.0.1:@port@", "--upstream", "127.0.0.1:@echo_port@"]
+
+[[contender]]
+name = "missing"
+title = "not installed"
+program = "@bin@/no-such-program"
+"#;
+
+#[test]
+fn goals_are_judged_and_come_first() {
+    let config = format!("{HEAD}{MORE}").replace("duration = \"200ms\"", "duration = \"400ms\"");
+    let only = ["--scenario", "hops", "--scenario", "coming", "--scenario", "encrypted", "--scenario", "nowhere"];
+    let (output, folder) = compare("compare-goals", &config, &only);
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert_eq!(output.status.code(), Some(1), "there is no core 1000: {said}");
+    let report = json(&folder);
+    let goals = report["goals"].as_array().unwrap();
+    let verdicts: Vec<&str> = goals.iter().map(|goal| goal["verdict"].as_str().unwrap()).collect();
+    assert_eq!(verdicts, ["met", "not_measured", "missed", "missed"], "{goals:#?}");
+    assert_eq!((&goals[0]["against"], &goals[0]["without"][0]), (&"pair".into(), &"missing".into()));
+    let ratio = goals[0]["value"]["median"].as_f64().unwrap();
+    assert!((0.2..0.9).contains(&ratio), "one of two hops: {ratio}");
+    assert!(said.contains("1 met, 2 missed, 1 not measured"), "{said}");
+
+    let entry = |scenario: usize, contender: usize| &report["scenarios"][scenario]["entries"][contender];
+    let storm = &entry(0, 0)["runs"][0];
+    assert!(storm["sessions_per_second"].as_f64() > Some(10.0), "{storm}");
+    assert!(storm["cpu_us_per_session"].as_f64() > Some(1.0), "{storm}");
+    assert!(entry(2, 2)["runs"][1]["verified_bytes"].as_u64() > Some(100_000), "TLS from end to end");
+    assert!(entry(3, 1)["errors"][0].as_str().unwrap().contains("core 1000"));
+    assert_eq!((&entry(3, 0)["asked"], &entry(3, 1)["asked"]), (&false.into(), &true.into()));
+
+    let page = fs::read_to_string(folder.join("report.html")).unwrap();
+    let markdown = fs::read_to_string(folder.join("report.md")).unwrap();
+    for text in [&page, &markdown] {
+        let first = text.find("What was wanted").unwrap();
+        assert!(first < text.find("What went wrong").unwrap() && first < text.find("CPU of the relay").unwrap());
+        assert!(text.contains("BIN/bare-copier --listen 127.0.0.1:8001"), "the command as it was given");
+        let folder = Path::new(PROGRAM).parent().unwrap().to_str().unwrap();
+        assert!(!text.contains(folder) && !text.contains("/tmp/"), "a path of this machine is in the report");
+    }
+    assert!(page.contains("<tr class=\"met\">") && page.contains("<tr class=\"missed\">"));
+    assert!(markdown.contains("### One hop and two"), "{markdown}");
+}
+
+#[test]
+fn no_repetition_begins_that_would_not_end_in_time() {
+    let config = HEAD.replace("repetitions = 2", "repetitions = 50\nbudget = \"1ms\"");
+    let (output, folder) = compare("compare-budget", &config, &["--scenario", "small", "--only", "copier"]);
+    assert_eq!(output.status.code(), Some(0));
+    let report = json(&folder);
+    assert_eq!(report["scenarios"][0]["entries"][0]["runs"].as_array().unwrap().len(), 1);
+    assert_eq!(report["notes"][0], "there was time for 1 of 50 repetitions");
 }

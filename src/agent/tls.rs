@@ -1,8 +1,10 @@
 //! TLS towards `wss://` targets and gateways: trusted roots, and what went wrong in words.
 use std::{io, sync::Arc};
 
-use rustls::{ClientConfig, ClientConnection, RootCertStore, pki_types::ServerName};
+use rustls::{ClientConfig, RootCertStore, client::UnbufferedClientConnection, pki_types::ServerName};
 use rustls_pki_types::CertificateDer;
+
+use crate::relay::tls::Connection;
 
 /// The configuration of connections to `wss://` targets, or gateways: the platform's roots, and `extra` ones.
 ///
@@ -30,6 +32,8 @@ pub fn client_config(extra: Vec<CertificateDer<'static>>) -> io::Result<Arc<Clie
         .with_no_client_auth();
     // A server that speaks HTTP/2 too must not choose it.
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    // Once the handshake is done, the relay works with the keys itself.
+    config.enable_secret_extraction = true;
     Ok(Arc::new(config))
 }
 
@@ -37,10 +41,10 @@ pub fn client_config(extra: Vec<CertificateDer<'static>>) -> io::Result<Arc<Clie
 ///
 /// # Errors
 /// No certificate can be for such a name.
-pub fn connection(config: &Arc<ClientConfig>, server_name: &str) -> Result<rustls::Connection, rustls::Error> {
+pub fn connection(config: &Arc<ClientConfig>, server_name: &str) -> Result<Connection, rustls::Error> {
     let name = ServerName::try_from(server_name.to_owned())
         .map_err(|_| rustls::Error::General(format!("no certificate can be for the name {server_name:?}")))?;
-    Ok(ClientConnection::new(config.clone(), name)?.into())
+    Ok(UnbufferedClientConnection::new(config.clone(), name)?.into())
 }
 
 /// What a failed handshake means, in words that name TLS; "it" is the server.

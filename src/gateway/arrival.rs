@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     protocol::proxy,
-    relay::{deadline, socket::Socket},
+    relay::{deadline, socket::Socket, tls::Connection},
     telemetry::counters,
 };
 
@@ -66,7 +66,7 @@ async fn read_proxy_header(client: &mut Client, deadline: Instant) -> bool {
     }
 }
 
-async fn handshake(mut client: Client, connection: rustls::Connection, deadline: Instant) -> Option<Client> {
+async fn handshake(mut client: Client, connection: Connection, deadline: Instant) -> Option<Client> {
     while client.input.is_empty() {
         match client.fill(deadline).await {
             Filled::More | Filled::Draining => {}
@@ -90,7 +90,7 @@ async fn handshake(mut client: Client, connection: rustls::Connection, deadline:
     }
 }
 
-async fn drive(mut client: Client, connection: rustls::Connection, deadline: Instant) -> io::Result<Option<Client>> {
+async fn drive(mut client: Client, connection: Connection, deadline: Instant) -> io::Result<Option<Client>> {
     let received = std::mem::take(&mut client.input);
     let Some(socket) = Rc::into_inner(client.socket) else { return Ok(None) };
     client.socket = Rc::new(socket.with_tls(connection));

@@ -250,7 +250,7 @@ mod tests {
     };
 
     use rcgen::{CertifiedKey, generate_simple_self_signed};
-    use rustls::{ClientConfig, ClientConnection, RootCertStore, ServerConfig, ServerConnection};
+    use rustls::{ClientConfig, ClientConnection, RootCertStore, ServerConfig, server::UnbufferedServerConnection};
     use rustls_pki_types::PrivateKeyDer;
     use socket2::SockRef;
 
@@ -258,18 +258,19 @@ mod tests {
     use crate::runtime::driver::Driver;
 
     /// A server and a client that know each other.
-    fn tls() -> (ServerConnection, ClientConnection) {
+    fn tls() -> (UnbufferedServerConnection, ClientConnection) {
         let CertifiedKey { cert, signing_key } = generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let mut roots = RootCertStore::empty();
         roots.add(cert.der().clone()).unwrap();
         let key = PrivateKeyDer::try_from(signing_key.serialize_der()).unwrap();
         let server = ServerConfig::builder_with_provider(provider.clone()).with_safe_default_protocol_versions();
-        let server = server.unwrap().with_no_client_auth().with_single_cert(vec![cert.der().clone()], key).unwrap();
+        let mut server = server.unwrap().with_no_client_auth().with_single_cert(vec![cert.der().clone()], key).unwrap();
+        server.enable_secret_extraction = true;
         let client = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
         let client = client.with_root_certificates(roots).with_no_client_auth();
         let client = ClientConnection::new(Arc::new(client), "localhost".try_into().unwrap()).unwrap();
-        (ServerConnection::new(Arc::new(server)).unwrap(), client)
+        (UnbufferedServerConnection::new(Arc::new(server)).unwrap(), client)
     }
 
     #[test]

@@ -3,13 +3,16 @@ use std::{path::PathBuf, sync::Arc};
 
 use arc_swap::ArcSwap;
 use rustls::{
-    ServerConfig, ServerConnection,
+    ServerConfig,
     crypto::aws_lc_rs::{self, Ticketer},
-    server::NoServerSessionStorage,
+    server::{NoServerSessionStorage, UnbufferedServerConnection},
     sign::SingleCertAndKey,
 };
 
-use crate::config::{ConfigError, ConfigErrors, certs, gateway::TlsListenConfig};
+use crate::{
+    config::{ConfigError, ConfigErrors, certs, gateway::TlsListenConfig},
+    relay::tls::Connection,
+};
 
 /// Takes TLS connections with the certificate that its files held when they were read last.
 #[derive(Debug)]
@@ -44,8 +47,8 @@ impl Acceptor {
     ///
     /// # Errors
     /// There are no random numbers to be had.
-    pub(super) fn connection(&self) -> Result<rustls::Connection, rustls::Error> {
-        ServerConnection::new(self.config.load_full()).map(Into::into)
+    pub(super) fn connection(&self) -> Result<Connection, rustls::Error> {
+        UnbufferedServerConnection::new(self.config.load_full()).map(Into::into)
     }
 }
 
@@ -68,6 +71,8 @@ fn server_config(cert: &std::path::Path, key: &std::path::Path) -> Result<Arc<Se
     // Sessions are resumed by tickets, which cost no memory here and no lock, and are good on every worker.
     config.ticketer = Ticketer::new().map_err(failed)?;
     config.session_storage = Arc::new(NoServerSessionStorage {});
+    // Once the handshake is done, the relay works with the keys itself.
+    config.enable_secret_extraction = true;
     Ok(Arc::new(config))
 }
 
@@ -80,7 +85,7 @@ mod tests {
     };
 
     use rcgen::{CertifiedKey, generate_simple_self_signed};
-    use rustls::{ClientConfig, ClientConnection, HandshakeKind, RootCertStore};
+    use rustls::{ClientConfig, ClientConnection, HandshakeKind, RootCertStore, ServerConnection};
     use rustls_pki_types::CertificateDer;
 
     use super::*;
@@ -124,7 +129,7 @@ mod tests {
 
     /// A handshake in memory: the certificate that was shown, and whether a session was resumed.
     fn shake(acceptor: &Acceptor, config: &Arc<ClientConfig>) -> (CertificateDer<'static>, HandshakeKind) {
-        let mut server = acceptor.connection().unwrap();
+        let mut server = ServerConnection::new(acceptor.config.load_full()).unwrap();
         let mut client = ClientConnection::new(config.clone(), NAME.try_into().unwrap()).unwrap();
         while client.wants_write() || server.wants_write() {
             let mut wire = Vec::new();

@@ -11,7 +11,7 @@ mod pool;
 mod pump;
 pub mod socket;
 mod splice;
-mod tls;
+pub mod tls;
 pub mod wake;
 
 use std::{

@@ -22,7 +22,10 @@ use monoio::{
 use rustix::net::RecvFlags;
 use socket2::SockRef;
 
-use super::{buffers::Buffer, tls::Tls};
+use super::{
+    buffers::Buffer,
+    tls::{Connection, Tls},
+};
 use crate::{protocol::session::Progress, runtime::sys};
 
 /// How often in a row a connection may be readable at once before others have their turn, and for how long they have
@@ -88,7 +91,7 @@ impl Socket {
     ///
     /// # Errors
     /// The connection failed or ended, or the peer was refused: then the error's inner error is a `rustls::Error`.
-    pub async fn handshake(tcp: TcpStream, connection: rustls::Connection) -> io::Result<Self> {
+    pub async fn handshake(tcp: TcpStream, connection: Connection) -> io::Result<Self> {
         let socket = Self { tls: Some(Box::new(Tls::new(connection))), ..Self::plain(tcp) };
         if let Some(tls) = &socket.tls {
             tls.handshake(&socket).await?;
@@ -98,7 +101,7 @@ impl Socket {
 
     /// The same connection with TLS on top; the handshake has not begun.
     #[must_use]
-    pub fn with_tls(self, connection: rustls::Connection) -> Self {
+    pub fn with_tls(self, connection: Connection) -> Self {
         Self { tls: Some(Box::new(Tls::new(connection))), ..self }
     }
 
@@ -172,7 +175,7 @@ impl Socket {
         }
     }
 
-    /// Sends that part of `buffer`, all of it. Must be awaited to its end.
+    /// Sends that part of `buffer`, all of it. Must be awaited to its end. The buffer that comes back holds anything.
     ///
     /// # Errors
     /// The connection failed, or its write side was ended.

@@ -1,46 +1,68 @@
-//! TLS of one connection, driven over rustls with the worker's buffers.
+//! TLS of one connection, driven with the worker's buffers.
 //!
-//! Ciphertext is read into a buffer of the pool and written from one, so an idle connection keeps rustls' own state
-//! only, and no record is left behind in a wrapper.
+//! rustls performs the handshake and gives up the keys; from then on records are opened in the buffer that they were
+//! received into, and sealed into the one that is sent. So an idle connection keeps its keys and no buffer, unless a
+//! record has come in part, and plaintext is moved once each way.
 use std::{
     cell::{Cell, RefCell},
     future::poll_fn,
-    io::{self, BufRead, Read, Write},
+    io,
     ops::Range,
     task::{Poll, Waker},
 };
 
-use rustls::Connection;
+use rustls::Error;
 
+use self::{
+    handshake::{Complete, Handshake},
+    records::{End, Opened, Records},
+};
 use super::{
     buffers::Buffer,
     socket::{Received, Socket},
 };
 
-/// Ciphertext received at once. With what may wait for its record's end, its plaintext always fits into one buffer.
-const CIPHERTEXT: usize = 32 * 1024;
-/// The same in a handshake, where nobody takes plaintext yet: little enough that rustls can keep what is in it.
+mod handshake;
+mod records;
+
+pub use handshake::Connection;
+
+/// Ciphertext received at once in a handshake. What of it is behind the handshake waits on the heap.
 const HANDSHAKE_CIPHERTEXT: usize = 4 * 1024;
-/// Plaintext encrypted at once: three full records, which fit into one buffer with their overhead.
-const PLAINTEXT: usize = 48 * 1024;
 
 #[derive(Debug)]
 pub(super) struct Tls {
-    connection: RefCell<Connection>,
+    state: RefCell<State>,
+    /// Ciphertext that was received and not opened: as a rule the beginning of a record.
+    rest: RefCell<Box<[u8]>>,
     /// A receive has something to give without anything new from the peer.
     has_plaintext: Cell<bool>,
-    /// Why nothing can be read any more; reported behind what came before it.
-    broken: RefCell<Option<rustls::Error>>,
     sending: SendLock,
 }
 
+enum State {
+    /// On the heap, since it is many times as large and soon gone.
+    Handshake(Box<Handshake>),
+    Relaying(Records),
+    Failed(Error),
+}
+
+impl std::fmt::Debug for State {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Handshake(_) => f.write_str("Handshake"),
+            Self::Relaying(records) => records.fmt(f),
+            Self::Failed(error) => error.fmt(f),
+        }
+    }
+}
+
 impl Tls {
-    pub fn new(mut connection: Connection) -> Self {
-        connection.set_buffer_limit(None);
+    pub fn new(connection: Connection) -> Self {
         Self {
-            connection: RefCell::new(connection),
+            state: RefCell::new(State::Handshake(Box::new(Handshake::new(connection)))),
+            rest: RefCell::default(),
             has_plaintext: Cell::default(),
-            broken: RefCell::default(),
             sending: SendLock::default(),
         }
     }
@@ -61,66 +83,133 @@ impl Tls {
     /// Begins the handshake with what was received before TLS took the connection over, and says whether that was
     /// all of it.
     pub async fn begin(&self, socket: &Socket, received: &[u8]) -> io::Result<bool> {
-        for ciphertext in received.chunks(HANDSHAKE_CIPHERTEXT) {
-            let processed = self.process(ciphertext, &mut []);
-            self.answer(socket, processed).await?;
-        }
-        self.flush(socket).await?;
-        Ok(!self.connection.borrow().is_handshaking())
+        let mut flight = Vec::new();
+        let advanced = self.state.borrow_mut().advance(received, &mut flight);
+        self.send_flight(socket, flight, advanced).await
     }
 
     /// Receives once, which waits if there is nothing, and says whether that completed the handshake.
     pub async fn advance(&self, socket: &Socket) -> io::Result<bool> {
-        let received = self.recv_records(socket, HANDSHAKE_CIPHERTEXT, &mut []).await?;
-        let complete = !self.connection.borrow().is_handshaking();
-        if received == Received::End && !complete {
+        let (result, ciphertext) = socket.recv_tcp(Buffer::take(), 0..HANDSHAKE_CIPHERTEXT).await;
+        let len = result?;
+        if len == 0 {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
-        Ok(complete)
+        let mut flight = Vec::new();
+        let advanced = self.state.borrow_mut().advance(&ciphertext[..len], &mut flight);
+        drop(ciphertext);
+        self.send_flight(socket, flight, advanced).await
+    }
+
+    /// Sends what the handshake has to say, which may be an alert.
+    async fn send_flight(
+        &self,
+        socket: &Socket,
+        flight: Vec<u8>,
+        advanced: Result<Option<Vec<u8>>, Error>,
+    ) -> io::Result<bool> {
+        let sent = self.send_sealed(socket, flight).await;
+        let complete = advanced.map_err(invalid_data)?;
+        sent?;
+        let Some(rest) = complete else { return Ok(false) };
+        // It may hold whole records.
+        self.has_plaintext.set(!rest.is_empty());
+        *self.rest.borrow_mut() = rest.into_boxed_slice();
+        Ok(true)
     }
 
     pub async fn recv(&self, socket: &Socket, mut buffer: Buffer, at: usize) -> (io::Result<Received>, Buffer) {
-        let received = if self.has_plaintext.get() {
-            self.process(&[], &mut buffer[at..])
-        } else {
-            self.recv_records(socket, CIPHERTEXT, &mut buffer[at..]).await
-        };
-        (received, buffer)
+        let rest = self.rest.take();
+        let behind = at + rest.len();
+        buffer[at..behind].copy_from_slice(&rest);
+        drop(rest);
+        let mut end = behind;
+        if !self.has_plaintext.get() {
+            let room = behind..buffer.len();
+            let result;
+            (result, buffer) = socket.recv_tcp(buffer, room).await;
+            match result {
+                Ok(0) => return (Ok(Received::End), buffer),
+                Ok(len) => end += len,
+                Err(error) => return (Err(error), buffer),
+            }
+        }
+        let received = self.open(&mut buffer[at..end]);
+        (self.answer(socket, received).await, buffer)
     }
 
+    /// Returns a buffer, which need not be the one that it was given.
     pub async fn send(&self, socket: &Socket, buffer: Buffer, range: Range<usize>) -> (io::Result<()>, Buffer) {
         let _sending = self.sending.lock().await;
-        for start in range.clone().step_by(PLAINTEXT) {
-            let plaintext = &buffer[start..range.end.min(start + PLAINTEXT)];
-            if let Err(error) = self.connection.borrow_mut().writer().write_all(plaintext) {
-                return (Err(error), buffer);
+        let mut plaintext = range;
+        let mut sealed = Buffer::take();
+        loop {
+            // In equal parts, if it takes more than one.
+            let parts = plaintext.len().div_ceil(Records::fits(sealed.len())).max(1);
+            let part = plaintext.start..plaintext.start + plaintext.len().div_ceil(parts);
+            let (taken, len) = match self.state.borrow_mut().seal(&buffer[part], &mut sealed) {
+                Ok(done) => done,
+                Err(error) => {
+                    // Its alert may still wait.
+                    drop(buffer);
+                    let len = self.state.borrow_mut().take_unsent(&mut sealed);
+                    let (_, sealed) = self.send_last(socket, sealed, len).await;
+                    return (Err(invalid_data(error)), sealed);
+                }
+            };
+            plaintext.start += taken;
+            if plaintext.is_empty() {
+                // A peer that reads slowly holds one buffer, not two.
+                drop(buffer);
+                return self.send_last(socket, sealed, len).await;
             }
-            if let Err(error) = self.flush_locked(socket).await {
+            let result;
+            (result, sealed) = socket.send_tcp(sealed, 0..len).await;
+            if let Err(error) = result {
                 return (Err(error), buffer);
             }
         }
-        (Ok(()), buffer)
+    }
+
+    /// Sends what is in `sealed`, and what has come to wait meanwhile.
+    async fn send_last(&self, socket: &Socket, mut sealed: Buffer, mut len: usize) -> (io::Result<()>, Buffer) {
+        while len > 0 {
+            let result;
+            (result, sealed) = socket.send_tcp(sealed, 0..len).await;
+            if result.is_err() {
+                return (result, sealed);
+            }
+            len = self.state.borrow_mut().take_unsent(&mut sealed);
+        }
+        (Ok(()), sealed)
     }
 
     pub async fn send_close_notify(&self, socket: &Socket) {
-        self.connection.borrow_mut().send_close_notify();
+        if let State::Relaying(records) = &mut *self.state.borrow_mut() {
+            records.close();
+        }
         let _ = self.flush(socket).await;
     }
 
-    /// Receives ciphertext once and takes its plaintext into `out`.
-    async fn recv_records(&self, socket: &Socket, ciphertext_len: usize, out: &mut [u8]) -> io::Result<Received> {
-        let (result, ciphertext) = socket.recv_tcp(Buffer::take(), 0..ciphertext_len).await;
-        let len = result?;
-        if len == 0 {
-            return Ok(Received::End);
+    /// Opens what is in `bytes`, and keeps what has no end yet.
+    fn open(&self, bytes: &mut [u8]) -> io::Result<Received> {
+        let mut state = self.state.borrow_mut();
+        let records = state.records().map_err(invalid_data)?;
+        let Opened { plaintext, consumed } = records.open(bytes);
+        *self.rest.borrow_mut() = bytes[consumed..].into();
+        let end = records.end();
+        self.has_plaintext.set(end.is_some());
+        match end {
+            // What came in front of the end counts as received, and comes first.
+            _ if plaintext > 0 => Ok(Received::Data(plaintext)),
+            None => Ok(Received::Nothing),
+            Some(End::Closed) => Ok(Received::End),
+            Some(End::Broken(error)) => Err(invalid_data(error.clone())),
         }
-        let processed = self.process(&ciphertext[..len], out);
-        drop(ciphertext);
-        self.answer(socket, processed).await
     }
 
-    /// Sends what rustls has to say to what was received: the next handshake message, a key update, an alert. If the
-    /// other task is sending just now, it goes out with that task's flush.
+    /// Sends what there is to say to what was received: an alert. If the other task is sending just now, it goes out
+    /// with that task's flush.
     async fn answer(&self, socket: &Socket, received: io::Result<Received>) -> io::Result<Received> {
         if self.sending.is_locked() {
             return received;
@@ -131,117 +220,80 @@ impl Tls {
         Ok(received)
     }
 
-    fn process(&self, ciphertext: &[u8], out: &mut [u8]) -> io::Result<Received> {
-        let mut connection = self.connection.borrow_mut();
-        let processed = self.process_records(&mut connection, ciphertext, out);
-        // rustls' own buffer may have grown to the size of a record. It gives that back when it reads next, which may be
-        // long from now.
-        let _ = connection.read_tls(&mut NothingYet);
-        processed
-    }
-
-    fn process_records(
-        &self,
-        connection: &mut Connection,
-        mut ciphertext: &[u8],
-        out: &mut [u8],
-    ) -> io::Result<Received> {
-        let mut taken = 0;
-        loop {
-            let drained = drain(connection, &mut out[taken..])?;
-            taken += drained.len;
-            self.has_plaintext.set(drained.more);
-            if self.broken.borrow().is_some() {
-                // What came in front of the broken record counts as received, and comes first.
-                if taken > 0 {
-                    self.has_plaintext.set(true);
-                    return Ok(Received::Data(taken));
-                }
-                let error = self.broken.take().unwrap_or_else(|| rustls::Error::General("broken record".into()));
-                return Err(io::Error::new(io::ErrorKind::InvalidData, error));
-            }
-            if drained.ended {
-                self.has_plaintext.set(true);
-                return Ok(if taken > 0 { Received::Data(taken) } else { Received::End });
-            }
-            // Behind close_notify rustls takes nothing more.
-            if ciphertext.is_empty() || connection.read_tls(&mut ciphertext)? == 0 {
-                return Ok(if taken > 0 { Received::Data(taken) } else { Received::Nothing });
-            }
-            if let Err(error) = connection.process_new_packets() {
-                *self.broken.borrow_mut() = Some(error);
-            }
-        }
-    }
-
     async fn flush(&self, socket: &Socket) -> io::Result<()> {
-        if !self.connection.borrow().wants_write() {
+        if !self.state.borrow().has_unsent() {
             return Ok(());
         }
         let _sending = self.sending.lock().await;
-        self.flush_locked(socket).await
+        let mut buffer = Buffer::take();
+        let len = self.state.borrow_mut().take_unsent(&mut buffer);
+        self.send_last(socket, buffer, len).await.0
     }
 
-    /// Sends all records that wait, as many as fit in one go.
-    async fn flush_locked(&self, socket: &Socket) -> io::Result<()> {
+    async fn send_sealed(&self, socket: &Socket, sealed: Vec<u8>) -> io::Result<()> {
+        if sealed.is_empty() {
+            return Ok(());
+        }
         let mut buffer = Buffer::take();
-        loop {
-            let len = self.take_records(&mut buffer)?;
-            if len == 0 {
-                return Ok(());
-            }
+        for part in sealed.chunks(buffer.len()) {
+            buffer[..part.len()].copy_from_slice(part);
             let result;
-            (result, buffer) = socket.send_tcp(buffer, 0..len).await;
+            (result, buffer) = socket.send_tcp(buffer, 0..part.len()).await;
             result?;
         }
+        Ok(())
     }
+}
 
-    fn take_records(&self, out: &mut [u8]) -> io::Result<usize> {
-        let mut connection = self.connection.borrow_mut();
-        let room = out.len();
-        let mut rest = out;
-        while connection.wants_write() && !rest.is_empty() {
-            connection.write_tls(&mut rest)?;
+impl State {
+    /// Goes on with the handshake. Once it is complete: what was received behind it.
+    fn advance(&mut self, received: &[u8], flight: &mut Vec<u8>) -> Result<Option<Vec<u8>>, Error> {
+        let Self::Handshake(handshake) = self else { return Err(Error::General("the handshake is over".into())) };
+        let complete = handshake.advance(received, flight);
+        if let Ok(false) = complete {
+            return Ok(None);
         }
-        Ok(room - rest.len())
-    }
-}
-
-/// A source that has nothing just now.
-struct NothingYet;
-
-impl Read for NothingYet {
-    fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {
-        Err(io::ErrorKind::WouldBlock.into())
-    }
-}
-
-struct Drained {
-    len: usize,
-    /// The plaintext did not fit.
-    more: bool,
-    /// close_notify has come, and everything in front of it has been taken.
-    ended: bool,
-}
-
-fn drain(connection: &mut Connection, out: &mut [u8]) -> io::Result<Drained> {
-    let mut reader = connection.reader();
-    let mut len = 0;
-    while len < out.len() {
-        match reader.read(&mut out[len..]) {
-            Ok(0) => return Ok(Drained { len, more: false, ended: true }),
-            Ok(read) => len += read,
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                return Ok(Drained { len, more: false, ended: false });
+        let Self::Handshake(handshake) = std::mem::replace(self, Self::Failed(Error::HandshakeNotComplete)) else {
+            return Err(Error::HandshakeNotComplete);
+        };
+        match complete.and_then(|_| handshake.finish()) {
+            Ok(Complete { records, rest }) => {
+                *self = Self::Relaying(records);
+                Ok(Some(rest))
             }
-            Err(error) => return Err(error),
+            Err(error) => {
+                *self = Self::Failed(error.clone());
+                Err(error)
+            }
         }
     }
-    match reader.fill_buf() {
-        Ok(rest) => Ok(Drained { len, more: !rest.is_empty(), ended: rest.is_empty() }),
-        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(Drained { len, more: false, ended: false }),
-        Err(error) => Err(error),
+
+    fn records(&mut self) -> Result<&mut Records, Error> {
+        match self {
+            Self::Relaying(records) => Ok(records),
+            Self::Handshake(_) => Err(Error::HandshakeNotComplete),
+            Self::Failed(error) => Err(error.clone()),
+        }
     }
+
+    fn seal(&mut self, data: &[u8], out: &mut [u8]) -> Result<(usize, usize), Error> {
+        self.records()?.seal_data(data, out)
+    }
+
+    fn has_unsent(&self) -> bool {
+        matches!(self, Self::Relaying(records) if records.has_unsent())
+    }
+
+    fn take_unsent(&mut self, out: &mut [u8]) -> usize {
+        match self {
+            Self::Relaying(records) => records.take_unsent(out),
+            _ => 0,
+        }
+    }
+}
+
+fn invalid_data(error: Error) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, error)
 }
 
 /// Records must reach the wire in the order in which they were encrypted, whichever of the two tasks sends.

@@ -37,6 +37,25 @@ pub struct Values {
 }
 
 impl Values {
+    /// Such as a report shows: nothing of the machine it was made on.
+    pub fn example(&self) -> Self {
+        let (dir, bin, ringway) = ("DIR".into(), "BIN".into(), "ringway".into());
+        Self { port: 8000, port2: 8001, echo_port: 9000, dir, bin, ringway, key_sha256: self.key_sha256.clone() }
+    }
+
+    /// What a program said, with the folders of this machine replaced by what stands for them in a report.
+    pub fn hide(&self, text: &str) -> String {
+        let example = self.example();
+        let mut text = text.to_owned();
+        for (own, shown) in [(&self.ringway, &example.ringway), (&self.dir, &example.dir), (&self.bin, &example.bin)] {
+            // A bare name hides nothing, and may be part of other words.
+            if own.is_absolute() {
+                text = text.replace(&*own.to_string_lossy(), &shown.to_string_lossy());
+            }
+        }
+        text
+    }
+
     pub fn fill(&self, text: &str) -> String {
         text.replace("@port@", &self.port.to_string())
             .replace("@port2@", &self.port2.to_string())
@@ -77,7 +96,12 @@ pub fn version(contender: &Contender, values: &Values) -> Option<String> {
     let program = find(&values.fill(&contender.program))?;
     let output = Command::new(program).args(&contender.version).stdin(Stdio::null()).output().ok()?;
     let text = [output.stdout, output.stderr].concat();
-    String::from_utf8_lossy(&text).lines().map(str::trim).find(|line| !line.is_empty()).map(str::to_owned)
+    let text = String::from_utf8_lossy(&text);
+    let line = text.lines().map(str::trim).find(|line| !line.is_empty())?;
+    // Some begin with the path that they were started from.
+    let (first, rest) = line.split_once(char::is_whitespace).unwrap_or((line, ""));
+    let first = Path::new(first).file_name().map_or(first.into(), std::ffi::OsStr::to_string_lossy);
+    Some(format!("{first} {}", rest.trim()).trim().to_owned())
 }
 
 /// A port that is free now.
@@ -119,7 +143,12 @@ impl Certificate {
         Ok(Self { chain: made.cert.pem(), key: made.signing_key.serialize_pem() })
     }
 
-    fn write(&self, folder: &Path) -> anyhow::Result<()> {
+    /// As server.crt, server.key and server.pem (both).
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub fn write(&self, folder: &Path) -> anyhow::Result<()> {
+        fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
         let both = format!("{}{}", self.chain, self.key);
         for (name, text) in [("server.crt", &self.chain), ("server.key", &self.key), ("server.pem", &both)] {
             fs::write(folder.join(name), text).with_context(|| format!("cannot write {name}"))?;
@@ -150,7 +179,7 @@ impl Running {
         for (name, text) in &contender.files {
             fs::write(values.dir.join(name), values.fill(text)).with_context(|| format!("cannot write {name}"))?;
         }
-        if contender.tls {
+        if contender.tls || contender.target_tls {
             certificate.write(&values.dir)?;
         }
         let log = values.dir.join("output.log");

@@ -2,28 +2,30 @@
 use std::fmt::Write as _;
 
 use super::{
-    config::Kind,
     markdown::left_out,
     results::{ContenderResult, Entry, Results, ScenarioResults, Spread},
     svg::{self, Bar, Curve, escape},
-    tables::Table,
+    tables::{Chapter, Charts, Mark, Table},
 };
 
 const STYLE: &str = "
 :root { color-scheme: light; }
-body { font: 15px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff; max-width: 860px; margin: 2rem auto; padding: 0 1rem; }
+body { font: 15px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff; max-width: 1080px; margin: 2rem auto; padding: 0 1rem; }
 h1 { font-size: 1.7rem; margin-bottom: .2rem; }
 h2 { font-size: 1.25rem; margin-top: 2.2rem; border-bottom: 1px solid #ccc; }
 h3 { font-size: 1rem; margin-bottom: .2rem; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .82rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .25rem .6rem; border-bottom: 1px solid #ddd; text-align: right; vertical-align: top; }
-th:first-child, td:first-child { text-align: left; white-space: nowrap; }
+th, td { padding: .25rem .6rem; border-bottom: 1px solid #ddd; text-align: right; vertical-align: top; white-space: nowrap; }
+th { white-space: normal; vertical-align: bottom; } th.words, td.words { text-align: left; white-space: normal; } td:first-child { min-width: 11rem; } p { max-width: 860px; }
 tr.own td { background: #fff3e8; font-weight: 600; }
+tr.missed td { background: #fbe9e7; } tr.unmeasured td { color: #777; }
+tr.met td:nth-child(7) { color: #00693c; font-weight: 600; } tr.missed td:nth-child(7) { color: #a00000; font-weight: 600; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .1rem 1rem; font-size: .9rem; }
 dt { color: #555; } dd { margin: 0; overflow-wrap: anywhere; }
 pre { font-size: .75rem; line-height: 1.35; background: #f6f6f6; padding: .6rem; overflow-x: auto; white-space: pre-wrap; }
-svg { width: 100%; height: auto; margin: .6rem 0; }
+svg { width: 100%; height: auto; margin: .4rem 0; }
+.bars { display: grid; grid-template-columns: repeat(auto-fill, minmax(440px, 1fr)); gap: .4rem 1.6rem; } .curves svg { max-width: 900px; }
 svg text { font: 12px system-ui, sans-serif; fill: #1a1a1a; }
 svg .title { font-size: 14px; font-weight: 600; } svg .unit { font-weight: 400; fill: #555; }
 svg .name { text-anchor: end; } svg text.own, svg .strong { font-weight: 700; fill: #1a1a1a; }
@@ -32,7 +34,7 @@ svg .whisker { stroke: #1a1a1a; stroke-width: 1.2; fill: none; }
 svg .grid { stroke: #ddd; } svg .line { fill: none; stroke-linejoin: round; }
 svg .middle { text-anchor: middle; } svg .end { text-anchor: end; }
 .problem { color: #a00000; }
-@media print { body { max-width: none; margin: 0; font-size: 11px; } svg, table, tr, pre, h2, h3 { break-inside: avoid; } h2, h3 { break-after: avoid; } }
+@media print { .bars { grid-template-columns: 1fr 1fr; } body { max-width: none; margin: 0; font-size: 11px; } svg, table, tr, pre, h2, h3 { break-inside: avoid; } h2, h3 { break-after: avoid; } }
 ";
 
 /// The whole page.
@@ -45,14 +47,12 @@ pub fn report(results: &Results) -> String {
     }
     out.push_str("</dl>\n");
     let problems: Vec<String> = results.problems().collect();
-    list(&mut out, "What went wrong", &problems, " class=\"problem\"");
-    for table in results.tables() {
-        let _ = writeln!(out, "<h2>{}</h2><p>{}</p>", table.title, escape(&table.caption));
-        if let Some(kind) = charts_of(table.title) {
-            charts(&mut out, results, kind);
-        }
-        write_table(&mut out, results, &table);
+    let mut chapters = results.chapters().into_iter().peekable();
+    if let Some(goals) = chapters.next_if(|chapter| chapter.charts == Charts::Goals) {
+        write_chapter(&mut out, results, &goals);
     }
+    list(&mut out, "What went wrong", &problems, " class=\"problem\"");
+    chapters.for_each(|chapter| write_chapter(&mut out, results, &chapter));
     list(&mut out, "Left out", &left_out(results), "");
     list(&mut out, "Notes", &results.notes, "");
     out.push_str("<h2>Contenders</h2><p>Ports stand for whatever was free; DIR is a fresh folder.</p>\n");
@@ -63,70 +63,83 @@ pub fn report(results: &Results) -> String {
     out
 }
 
-fn charts_of(title: &str) -> Option<Kind> {
-    match title {
-        "CPU of the relay for a message" => Some(Kind::Throughput),
-        "Latency at a fixed rate" => Some(Kind::Latency),
-        "Memory of an idle session" => Some(Kind::Idle),
-        _ => None,
-    }
-}
-
-fn is_own(results: &Results, index: usize) -> bool {
-    results.contenders[index].name.starts_with("ringway")
-}
-
-fn charts(out: &mut String, results: &Results, kind: Kind) {
-    for scenario in results.scenarios.iter().filter(|scenario| scenario.scenario.kind == kind) {
-        let name = &scenario.scenario.name;
-        match kind {
-            Kind::Throughput => {
-                let bars = bars(results, scenario, Entry::cpu);
-                out.push_str(&svg::bars(name, "µs of CPU for a one-way message", &bars));
-            }
-            Kind::Idle => {
-                let bars = bars(results, scenario, |entry| entry.spread(|run| run.pss_kib_per_session));
-                out.push_str(&svg::bars(name, "KiB of user memory for a session", &bars));
-            }
-            Kind::Latency => {
-                let curves: Vec<Curve> = results
-                    .measured()
-                    .filter_map(|(index, contender)| {
-                        let points = &scenario.entries[index].latency.as_ref()?.curve;
-                        Some(Curve { name: contender.title.clone(), points, own: is_own(results, index) })
-                    })
-                    .collect();
-                out.push_str(&svg::curves(name, &curves));
+fn write_chapter(out: &mut String, results: &Results, chapter: &Chapter) {
+    let _ = writeln!(out, "<h2>{}</h2><p>{}</p>", chapter.title, escape(&chapter.caption));
+    for table in &chapter.tables {
+        for (tag, text) in [("h3", &table.title), ("p", &table.caption)] {
+            if !text.is_empty() {
+                let _ = writeln!(out, "<{tag}>{}</{tag}>", escape(text));
             }
         }
+        charts(out, results, chapter.charts, &table.scenarios);
+        write_table(out, table);
+    }
+}
+
+fn charts(out: &mut String, results: &Results, charts: Charts, scenarios: &[&ScenarioResults]) {
+    let class = match charts {
+        Charts::None | Charts::Goals => return,
+        Charts::Latency => "curves",
+        Charts::Cpu | Charts::SessionCpu | Charts::Memory => "bars",
+    };
+    let _ = writeln!(out, "<div class=\"{class}\">");
+    for scenario in scenarios {
+        let name = &scenario.scenario.name;
+        out.push_str(&match charts {
+            Charts::Cpu => svg::bars(name, "µs of CPU for a one-way message", &bars(results, scenario, Entry::cpu)),
+            Charts::SessionCpu => {
+                svg::bars(name, "µs of CPU for a session", &bars(results, scenario, Entry::session_cpu))
+            }
+            Charts::Memory => {
+                let bars = bars(results, scenario, |entry| entry.spread(|run| run.pss_kib_per_session));
+                svg::bars(name, "KiB of user memory for a session", &bars)
+            }
+            Charts::Latency => svg::curves(name, &curves(results, scenario)),
+            Charts::None | Charts::Goals => String::new(),
+        });
         out.push('\n');
     }
+    out.push_str("</div>\n");
+}
+
+fn curves<'a>(results: &'a Results, scenario: &'a ScenarioResults) -> Vec<Curve<'a>> {
+    let curve = |(index, contender): (usize, &'a ContenderResult)| {
+        let points = &scenario.entries[index].latency.as_ref()?.curve;
+        Some(Curve { name: contender.title.clone(), points, own: contender.is_own() })
+    };
+    results.contenders.iter().enumerate().filter_map(curve).collect()
 }
 
 fn bars(results: &Results, scenario: &ScenarioResults, value: impl Fn(&Entry) -> Option<Spread>) -> Vec<Bar> {
-    results
-        .measured()
-        .filter_map(|(index, contender)| {
-            Some(Bar {
-                name: contender.title.clone(),
-                value: value(&scenario.entries[index])?,
-                own: is_own(results, index),
-                floor: contender.name.starts_with(&results.run.floor),
-            })
+    let floor = scenario.scenario.floor.as_ref().unwrap_or(&results.run.floor);
+    let bar = |(index, contender): (usize, &ContenderResult)| {
+        Some(Bar {
+            name: contender.title.clone(),
+            value: value(&scenario.entries[index])?,
+            own: contender.is_own(),
+            floor: contender.name.starts_with(floor),
         })
-        .collect()
+    };
+    results.contenders.iter().enumerate().filter_map(bar).collect()
 }
 
-fn write_table(out: &mut String, results: &Results, table: &Table) {
+fn write_table(out: &mut String, table: &Table) {
     out.push_str("<div class=\"scroll\"><table><thead><tr>");
-    for cell in &table.head {
-        let _ = write!(out, "<th>{}</th>", escape(cell));
+    let class = |column: usize| if column < table.words { " class=\"words\"" } else { "" };
+    for (column, cell) in table.head.iter().enumerate() {
+        let _ = write!(out, "<th{}>{}</th>", class(column), escape(cell));
     }
     out.push_str("</tr></thead><tbody>");
-    for ((index, _), row) in results.measured().zip(&table.rows) {
-        out.push_str(if is_own(results, index) { "<tr class=\"own\">" } else { "<tr>" });
-        for cell in row {
-            let _ = write!(out, "<td>{}</td>", escape(cell));
+    for row in &table.rows {
+        let _ = match row.mark {
+            Mark::None => write!(out, "<tr>"),
+            Mark::Own => write!(out, "<tr class=\"own\">"),
+            Mark::Met => write!(out, "<tr class=\"met\">"),
+            Mark::Missed => write!(out, "<tr class=\"missed\">"),
+            Mark::NotMeasured => write!(out, "<tr class=\"unmeasured\">"),
+        };
+        for (column, cell) in row.cells.iter().enumerate() {
+            let _ = write!(out, "<td{}>{}</td>", class(column), escape(cell));
         }
         out.push_str("</tr>");
     }

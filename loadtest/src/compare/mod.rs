@@ -5,8 +5,10 @@
 //! a machine that changes its pace changes it for all.
 mod config;
 mod contender;
+mod goals;
 mod html;
 mod markdown;
+mod measure;
 mod results;
 mod svg;
 mod tables;
@@ -14,7 +16,7 @@ mod tables;
 use std::{
     fs,
     path::{Path, PathBuf},
-    process::{Command, ExitCode, Stdio},
+    process::ExitCode,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering::Relaxed},
@@ -22,41 +24,32 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, ensure};
 use clap::Args;
 use sha2::{Digest, Sha256};
 use signal_hook::consts::{SIGINT, SIGTERM};
 
 use self::{
     config::{Config, Contender, Form, Kind, Scenario},
-    contender::{Certificate, Running, Values},
-    results::{Entry, Machine, Outcome, Results, Run, ScenarioResults},
+    contender::{Certificate, Values},
+    measure::EchoProcess,
+    results::{Entry, Machine, Results, Run, ScenarioResults},
 };
-use crate::{
-    cli::FAILED,
-    clock,
-    engine::{
-        self, Observer, Plan, Snapshot, Work,
-        payload::Payloads,
-        route::{self, Route},
-        seconds,
-        stats::Stats,
-    },
-    progress::Progress,
-};
+use crate::{cli::FAILED, progress::Progress};
 
 /// Failures in a row after which a contender is not tried any more.
 const MAX_FAILURES: usize = 3;
-/// How long a contender may rest before its memory is looked at.
-const SETTLE: Duration = Duration::from_millis(300);
-const GRACE: u64 = 3 * clock::SECOND;
-const TIMEOUT: u64 = 10 * clock::SECOND;
+/// How long all of it may take, where nobody says.
+const BUDGET: Duration = Duration::from_secs(18 * 60);
 
 #[derive(Args, Debug)]
 pub struct CompareArgs {
     /// Contenders and scenarios; default: the built-in ones (see --print-config)
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
+    /// The long built-in file: all that ringway is meant to reach, in some 25 minutes
+    #[arg(long, conflicts_with = "config")]
+    goals: bool,
     /// Print the built-in file, to start one's own from
     #[arg(long)]
     print_config: bool,
@@ -72,9 +65,9 @@ pub struct CompareArgs {
     /// Measured time of each repetition, instead of the file's
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
     duration: Option<Duration>,
-    /// No further repetition begins after this; what there is is reported
-    #[arg(long, value_name = "TIME", default_value = "18m", value_parser = humantime::parse_duration)]
-    budget: Duration,
+    /// No repetition begins that would not end within this, as long as the one before took; default: the file's, or 18m
+    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    budget: Option<Duration>,
     /// The ringway program; default: beside this program, else in PATH
     #[arg(long, value_name = "FILE", env = "RINGWAY_BIN")]
     ringway: Option<PathBuf>,
@@ -91,11 +84,12 @@ pub struct CompareArgs {
 /// # Errors
 /// The configuration is not usable, nothing could be measured, or the report not be written.
 pub fn run(args: &CompareArgs) -> anyhow::Result<ExitCode> {
+    let built_in = if args.goals { config::GOALS } else { config::DEFAULT };
     if args.print_config {
-        print!("{}", config::DEFAULT);
+        print!("{built_in}");
         return Ok(ExitCode::SUCCESS);
     }
-    let mut config = Config::load(args.config.as_deref())?;
+    let mut config = Config::load(args.config.as_deref(), built_in)?;
     config.select(&args.only, &args.scenario)?;
     if let Some(repetitions) = args.repetitions {
         config.run.repetitions = repetitions as usize;
@@ -131,45 +125,14 @@ struct Comparison {
     values: Values,
     certificate: Certificate,
     key: String,
-    echo: EchoProcess,
+    /// Echo targets, one for each core and each of plain and TLS that was wanted so far.
+    echoes: Vec<EchoProcess>,
     progress: Progress,
     stop: Arc<AtomicBool>,
     budget: Duration,
     /// Failures in a row, by contender.
     failures: Vec<usize>,
     folder: PathBuf,
-}
-
-/// The echo target, as a process of its own.
-struct EchoProcess {
-    child: std::process::Child,
-    port: u16,
-}
-
-impl Drop for EchoProcess {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-impl EchoProcess {
-    fn start(program: &Path, core: Option<usize>) -> anyhow::Result<Self> {
-        let port = contender::free_port()?;
-        let mut command = Command::new(program);
-        command.args(["echo", "--threads", "1", "--addr"]).arg(format!("127.0.0.1:{port}"));
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-        let mut echo = Self { child: contender::spawn_on(core, &mut command)?, port };
-        let started = Instant::now();
-        while std::net::TcpStream::connect(("127.0.0.1", port)).is_err() {
-            if let Ok(Some(status)) = echo.child.try_wait() {
-                bail!("the echo target ended at once: {status}");
-            }
-            ensure!(started.elapsed() < Duration::from_secs(10), "the echo target does not listen");
-            std::thread::sleep(Duration::from_millis(10));
-        }
-        Ok(echo)
-    }
 }
 
 impl Comparison {
@@ -192,21 +155,19 @@ impl Comparison {
         getrandom::fill(&mut secret).context("no random bytes")?;
         let key: String = secret.iter().map(|byte| format!("{byte:02x}")).collect();
         let key_sha256 = Sha256::digest(&key).iter().map(|byte| format!("{byte:02x}")).collect();
-        let echo = EchoProcess::start(&own, config.run.echo_core)?;
         let folder = std::env::temp_dir().join(format!("ringway-loadtest-{}", std::process::id()));
-        let values = Values { port: 0, port2: 0, echo_port: echo.port, dir: folder.clone(), bin, ringway, key_sha256 };
+        let values = Values { port: 0, port2: 0, echo_port: 0, dir: folder.clone(), bin, ringway, key_sha256 };
         let mut results = Results {
             started: humantime::format_rfc3339_seconds(SystemTime::now()).to_string(),
-            command: std::env::args().collect::<Vec<_>>().join(" "),
+            command: std::env::args().map(without_folder).collect::<Vec<_>>().join(" "),
             version: env!("CARGO_PKG_VERSION"),
             machine: Machine::look(),
             run: config.run.clone(),
             ..Results::default()
         };
         for contender in &config.contenders {
-            let example =
-                Values { port: 8000, port2: 8001, echo_port: 9000, dir: PathBuf::from("DIR"), ..values.clone() };
-            let missing = contender::missing(contender, &values);
+            let example = values.example();
+            let missing = contender::missing(contender, &values).map(|reason| values.hide(&reason));
             results.contenders.push(results::ContenderResult {
                 name: contender.name.clone(),
                 title: contender.title.clone(),
@@ -219,7 +180,11 @@ impl Comparison {
         for scenario in &config.scenarios {
             results.scenarios.push(ScenarioResults {
                 scenario: scenario.clone(),
-                entries: config.contenders.iter().map(|contender| Entry::new(&contender.name)).collect(),
+                entries: config
+                    .contenders
+                    .iter()
+                    .map(|contender| Entry::new(&contender.name, config.takes_part(&contender.name, scenario)))
+                    .collect(),
             });
         }
         let failures = vec![0; config.contenders.len()];
@@ -228,16 +193,17 @@ impl Comparison {
         {
             progress.line(&format!("left out: {left_out}"));
         }
+        let budget = args.budget.or(config.run.budget).unwrap_or(BUDGET);
         Ok(Self {
             config,
             results,
             values,
             certificate: Certificate::new()?,
             key,
-            echo,
+            echoes: Vec::new(),
             progress,
             stop,
-            budget: args.budget,
+            budget,
             failures,
             folder,
         })
@@ -245,161 +211,88 @@ impl Comparison {
 
     fn measure_all(&mut self) {
         let started = Instant::now();
-        let most = self.config.scenarios.iter().map(|scenario| self.repetitions(scenario)).max().unwrap_or(0);
-        let each = self.config.contenders.len() as u64;
-        let total: u64 = self.config.scenarios.iter().map(|scenario| self.repetitions(scenario) as u64 * each).sum();
+        let scenarios = self.config.scenarios.clone();
+        let most = scenarios.iter().map(|scenario| self.repetitions(scenario)).max().unwrap_or(0);
+        let asked = |at: usize| self.results.scenarios[at].entries.iter().filter(|entry| entry.asked).count() as u64;
+        let total: u64 = (0..scenarios.len()).map(|at| self.repetitions(&scenarios[at]) as u64 * asked(at)).sum();
         let mut done = 0;
+        let mut longest = Duration::ZERO;
         for repetition in 0..most {
-            if repetition > 0 && started.elapsed() > self.budget {
-                self.results.notes.push(format!("the time was up after {repetition} repetitions of {most}"));
+            let began = started.elapsed();
+            if repetition > 0 && began + longest > self.budget {
+                self.results.notes.push(format!("there was time for {repetition} of {most} repetitions"));
                 break;
             }
-            for at in 0..self.config.scenarios.len() {
-                let scenario = self.config.scenarios[at].clone();
-                if repetition >= self.repetitions(&scenario) {
-                    continue;
-                }
-                for turn in 0..self.config.contenders.len() {
-                    // Another one is first each time.
-                    let index = (turn + repetition) % self.config.contenders.len();
-                    if self.stop.load(Relaxed) {
-                        self.results.notes.push("it was ended by a signal".into());
-                        return;
-                    }
-                    let contender = self.config.contenders[index].clone();
-                    let text = format!("{}/{most} {}: {}", repetition + 1, scenario.name, contender.title);
-                    self.progress.report("comparing", done, total, &text);
-                    done += 1;
-                    if self.results.contenders[index].left_out.is_none() {
-                        self.measure(at, index, &scenario, &contender);
-                    }
+            for (at, scenario) in scenarios.iter().enumerate() {
+                if repetition < self.repetitions(scenario)
+                    && !self.measure_scenario(at, scenario, repetition, &mut done, total)
+                {
+                    self.results.notes.push("it was ended by a signal".into());
+                    break;
                 }
             }
+            if self.stop.load(Relaxed) {
+                break;
+            }
+            longest = longest.max(started.elapsed() - began);
         }
         self.results.seconds = started.elapsed().as_secs_f64();
         self.progress.clear();
+    }
+
+    /// All who take part, in turn. False if a signal ended it.
+    fn measure_scenario(
+        &mut self,
+        at: usize,
+        scenario: &Scenario,
+        repetition: usize,
+        done: &mut u64,
+        total: u64,
+    ) -> bool {
+        let entries = &self.results.scenarios[at].entries;
+        let mut asked: Vec<usize> = (0..entries.len()).filter(|&index| entries[index].asked).collect();
+        // Another one is first each time.
+        let first = repetition % asked.len().max(1);
+        asked.rotate_left(first);
+        for index in asked {
+            if self.stop.load(Relaxed) {
+                return false;
+            }
+            let contender = self.config.contenders[index].clone();
+            let text =
+                format!("{}/{total}, repetition {}, {}: {}", *done + 1, repetition + 1, scenario.name, contender.title);
+            self.progress.report("comparing", *done, total, &text);
+            *done += 1;
+            if self.results.contenders[index].left_out.is_none() {
+                self.measure(at, index, repetition, scenario, &contender);
+            }
+        }
+        true
     }
 
     fn repetitions(&self, scenario: &Scenario) -> usize {
         scenario.repetitions.unwrap_or(self.config.run.repetitions)
     }
 
-    fn measure(&mut self, at: usize, index: usize, scenario: &Scenario, contender: &Contender) {
-        let entry_name = &contender.name;
+    fn measure(&mut self, at: usize, index: usize, repetition: usize, scenario: &Scenario, contender: &Contender) {
         match self.try_measure(scenario, contender) {
-            Ok(outcome) => {
+            Ok(mut outcome) => {
                 self.failures[index] = 0;
+                outcome.run.repetition = repetition;
                 self.results.scenarios[at].entries[index].add(outcome);
             }
             Err(error) if self.stop.load(Relaxed) => drop(error),
             Err(error) => {
                 self.failures[index] += 1;
-                self.progress.line(&format!("{entry_name}, {}: {error:#}", scenario.name));
-                self.results.scenarios[at].entries[index].errors.push(format!("{error:#}"));
+                let error = self.values.hide(&format!("{error:#}"));
+                self.progress.line(&format!("{}, {}: {error}", contender.name, scenario.name));
                 if self.failures[index] >= MAX_FAILURES {
                     self.results.contenders[index].left_out =
-                        Some(format!("it failed {MAX_FAILURES} times in a row, at last: {error:#}"));
+                        Some(format!("it failed {MAX_FAILURES} times in a row, at last: {error}"));
                 }
+                self.results.scenarios[at].entries[index].errors.push(error);
             }
         }
-    }
-
-    fn try_measure(&mut self, scenario: &Scenario, contender: &Contender) -> anyhow::Result<Outcome> {
-        if self.echo.child.try_wait()?.is_some() {
-            self.echo = EchoProcess::start(&std::env::current_exe()?, self.config.run.echo_core)?;
-        }
-        self.values.echo_port = self.echo.port;
-        (self.values.port, self.values.port2) = (contender::free_port()?, contender::free_port()?);
-        self.values.dir = self.folder.join(&contender.name);
-        let direct = contender.form == Form::Direct;
-        let mut running = match direct {
-            true => None,
-            false => Some(Running::start(contender, &self.values, &self.certificate, self.config.run.relay_core)?),
-        };
-        if scenario.kind == Kind::Idle {
-            std::thread::sleep(SETTLE);
-        }
-        let mut watcher = Watcher { running: running.as_ref(), ..Watcher::default() };
-        watcher.pss_before = watcher.pss();
-        let plan = self.plan(scenario, contender)?;
-        let stats = engine::run(plan, self.stop.clone(), &mut watcher)?;
-        let (first, last) = (watcher.first, watcher.last);
-        let (cpu, pss_before, pss_with) = (watcher.cpu, watcher.pss_before, watcher.pss_with);
-        if let Some(running) = &mut running
-            && let Some(status) = running.ended()
-        {
-            bail!("it died during the measurement ({status}): {}", running.said());
-        }
-        check(&stats)?;
-        let elapsed = seconds(last.time - first.time);
-        let messages = last.messages - first.messages;
-        ensure!(messages > 0 || scenario.kind == Kind::Idle, "no message came back in the measured time");
-        let cpu_us = match (cpu, messages) {
-            (Some(cpu), 1..) if scenario.kind != Kind::Idle => Some(cpu * 1e6 / (2 * messages) as f64),
-            _ => None,
-        };
-        let latency = (!stats.latency.is_empty()).then_some(&stats.latency);
-        let at = |quantile: f64| latency.map(|latency| latency.value_at_quantile(quantile) as f64 / 1e3);
-        Ok(Outcome {
-            run: Run {
-                cpu_us_per_message: cpu_us,
-                messages_per_second: messages as f64 / elapsed,
-                p50_us: at(0.5),
-                p99_us: at(0.99),
-                p999_us: at(0.999),
-                pss_kib: pss_with,
-                pss_kib_per_session: pss_with
-                    .zip(pss_before)
-                    .filter(|_| scenario.kind == Kind::Idle)
-                    .map(|(with, before)| with.saturating_sub(before) as f64 / scenario.sessions as f64),
-                verified_bytes: stats.verified_bytes,
-                load_busy: stats.busy,
-                load_late_p99_us: stats.lag.value_at_quantile(0.99) as f64 / 1e3,
-            },
-            latency: (scenario.kind == Kind::Latency).then_some(stats.latency),
-        })
-    }
-
-    fn plan(&self, scenario: &Scenario, contender: &Contender) -> anyhow::Result<Plan> {
-        let echo = format!("ws://127.0.0.1:{}/", self.values.echo_port);
-        let port = if contender.form == Form::Direct { self.values.echo_port } else { self.values.port };
-        let scheme = if contender.tls { "wss" } else { "ws" };
-        let peer = format!("{scheme}://127.0.0.1:{port}/");
-        let form = match contender.form {
-            Form::Direct | Form::Plain => route::Form::Direct,
-            Form::Message => route::Form::Message,
-            Form::Transparent => route::Form::Transparent,
-        };
-        let wanted = route::Wanted {
-            form,
-            peer,
-            target: Some(echo),
-            key: Some(self.key.clone()),
-            ca_file: None,
-            insecure: true,
-        };
-        let size = scenario.size()?;
-        let duration = scenario.duration.unwrap_or(self.config.run.duration);
-        Ok(Plan {
-            route: Route::new(&wanted)?,
-            payloads: Payloads::new(1, size.min, size.max),
-            sessions: scenario.sessions,
-            threads: 1,
-            work: match scenario.kind {
-                Kind::Throughput => Work::Window(scenario.window),
-                Kind::Latency => Work::Rate(scenario.rate.unwrap_or(1000.0)),
-                Kind::Idle => Work::Touch,
-            },
-            concurrency: 64,
-            open_rate: None,
-            warmup: self.config.run.warmup.as_nanos() as u64,
-            duration: duration.as_nanos() as u64,
-            grace: GRACE,
-            timeout: TIMEOUT,
-            cores: self.config.run.load_core.into_iter().collect(),
-            from: Vec::new(),
-            interval: None,
-        })
     }
 
     fn finish(mut self) -> Results {
@@ -410,18 +303,39 @@ impl Comparison {
                 self.results.notes.push(format!("{} was not measured to the end: {reason}", contender.name));
             }
         }
-        let shared = self.config.run.load_core.is_some() && self.config.run.load_core == self.config.run.relay_core;
-        if !shared {
-            let limited = |run: &Run| run.load_busy > 0.9;
-            for scenario in &self.results.scenarios {
-                for entry in scenario.entries.iter().filter(|entry| entry.runs.iter().any(limited)) {
-                    let text =
-                        format!("{}, {}: the load generator was the limit", entry.contender, scenario.scenario.name);
-                    self.results.notes.push(text);
-                }
+        let limited = |run: &Run| run.load_busy + run.load_waited > 0.9;
+        for scenario in self.results.scenarios.iter().filter(|scenario| scenario.scenario.kind != Kind::Idle) {
+            let (load, relay) = self.results.run.load_and_relay(&scenario.scenario);
+            // On a core that they share, the load generator gets what the relay leaves.
+            if load.is_some() && load == relay {
+                continue;
+            }
+            let names: Vec<&str> = scenario
+                .entries
+                .iter()
+                .filter(|entry| entry.runs.iter().any(limited))
+                .map(|entry| self.results.title(&entry.contender))
+                .collect();
+            if !names.is_empty() {
+                self.results.notes.push(format!(
+                    "{}: the load generator's core, not the relay, was the limit for {}. The relay's CPU a message is \
+                     right, its speed is not",
+                    scenario.scenario.name,
+                    names.join("; ")
+                ));
             }
         }
+        self.results.goals = self.config.goals.iter().flat_map(|goal| goal.judge(&self.results)).collect();
         self.results
+    }
+}
+
+/// An argument as others may see it: of a path that begins at the root, its last part.
+fn without_folder(argument: String) -> String {
+    let path = Path::new(&argument);
+    match path.file_name() {
+        Some(name) if path.is_absolute() => name.to_string_lossy().into_owned(),
+        _ => argument,
     }
 }
 
@@ -433,50 +347,7 @@ fn shown_command(contender: &Contender, values: &Values) -> String {
     let name = Path::new(&program).file_name().map_or(program.clone(), |name| name.to_string_lossy().into_owned());
     std::iter::once(name)
         .chain(contender.command.iter().map(|argument| values.fill(argument)))
+        .map(|argument| if argument.contains([' ', '&']) { format!("'{argument}'") } else { argument })
         .collect::<Vec<_>>()
         .join(" ")
-}
-
-/// A measurement counts only if every session and every byte was as it should be.
-fn check(stats: &Stats) -> anyhow::Result<()> {
-    if let Some((kind, tally)) = stats.failures.0.first_key_value() {
-        let example = tally.examples.first().map(String::as_str).unwrap_or_default();
-        bail!("{} sessions failed, {} of them {kind:?}: {example}", stats.failures.count(), tally.count);
-    }
-    ensure!(stats.opened > 0, "no session was opened");
-    Ok(())
-}
-
-/// Looks at a contender's CPU time and memory at both ends of the measured time.
-#[derive(Default)]
-struct Watcher<'a> {
-    running: Option<&'a Running>,
-    pss_before: Option<u64>,
-    pss_with: Option<u64>,
-    cpu: Option<f64>,
-    first: Snapshot,
-    last: Snapshot,
-}
-
-impl Watcher<'_> {
-    fn cpu_s(&self) -> Option<f64> {
-        self.running.and_then(|running| running.cpu_s().ok())
-    }
-
-    fn pss(&self) -> Option<u64> {
-        self.running.and_then(|running| running.sample().ok()).map(|sample| sample.pss_kib)
-    }
-}
-
-impl Observer for Watcher<'_> {
-    fn begin(&mut self, now: Snapshot) {
-        self.cpu = self.cpu_s();
-        self.first = now;
-    }
-
-    fn end(&mut self, now: Snapshot) {
-        self.last = now;
-        self.cpu = self.cpu.zip(self.cpu_s()).map(|(before, after)| after - before);
-        self.pss_with = self.pss();
-    }
 }

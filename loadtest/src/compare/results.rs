@@ -4,7 +4,10 @@ use std::{collections::BTreeMap, fs};
 use hdrhistogram::Histogram;
 use serde::Serialize;
 
-use super::config::{self, Scenario};
+use super::{
+    config::{self, Scenario},
+    goals::Judged,
+};
 use crate::engine::stats::{Distribution, histogram};
 
 #[derive(Debug, Serialize)]
@@ -15,6 +18,7 @@ pub struct Results {
     pub version: &'static str,
     pub machine: Machine,
     pub run: config::Run,
+    pub goals: Vec<Judged>,
     pub contenders: Vec<ContenderResult>,
     pub scenarios: Vec<ScenarioResults>,
     pub notes: Vec<String>,
@@ -31,6 +35,7 @@ impl Default for Results {
             echo_core: None,
             baseline: String::new(),
             floor: String::new(),
+            budget: None,
         };
         Self {
             started: String::new(),
@@ -39,6 +44,7 @@ impl Default for Results {
             version: "",
             machine: Machine::default(),
             run,
+            goals: Vec::new(),
             contenders: Vec::new(),
             scenarios: Vec::new(),
             notes: Vec::new(),
@@ -89,6 +95,13 @@ pub struct ContenderResult {
     pub left_out: Option<String>,
 }
 
+impl ContenderResult {
+    /// Whether it is what the report is about.
+    pub fn is_own(&self) -> bool {
+        self.name.starts_with("ringway")
+    }
+}
+
 #[derive(Debug, Serialize)]
 pub struct ScenarioResults {
     #[serde(flatten)]
@@ -101,6 +114,8 @@ pub struct ScenarioResults {
 #[derive(Debug, Serialize)]
 pub struct Entry {
     pub contender: String,
+    /// Whether it takes part.
+    pub asked: bool,
     pub runs: Vec<Run>,
     pub errors: Vec<String>,
     /// Of all runs together, with `latency`.
@@ -113,16 +128,25 @@ pub struct Entry {
 /// One measurement.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Run {
+    /// Counted from 0; those of one number were measured within moments.
+    pub repetition: usize,
     /// CPU time of the contender for each one-way message: an echo is two.
     pub cpu_us_per_message: Option<f64>,
+    /// CPU time of the contender for each session, from accept to close, and sessions a second; in a storm.
+    pub cpu_us_per_session: Option<f64>,
+    pub sessions_per_second: Option<f64>,
     pub messages_per_second: f64,
     pub p50_us: Option<f64>,
     pub p99_us: Option<f64>,
     pub p999_us: Option<f64>,
+    /// The median of the p99 of parts of the measured time: of its second half as a multiple of that of the first.
+    pub p99_drift: Option<f64>,
     pub pss_kib: Option<u64>,
     pub pss_kib_per_session: Option<f64>,
     pub verified_bytes: u64,
+    /// Share of time that the load generator's thread had a core, and that it waited for one.
     pub load_busy: f64,
+    pub load_waited: f64,
     pub load_late_p99_us: f64,
 }
 
@@ -134,7 +158,7 @@ pub struct Outcome {
 }
 
 /// Median with the ends of the range.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Spread {
     pub median: f64,
     pub min: f64,
@@ -154,8 +178,8 @@ impl Spread {
 }
 
 impl Entry {
-    pub fn new(contender: &str) -> Self {
-        Self { contender: contender.into(), runs: Vec::new(), errors: Vec::new(), latency: None, all: None }
+    pub fn new(contender: &str, asked: bool) -> Self {
+        Self { contender: contender.into(), asked, runs: Vec::new(), errors: Vec::new(), latency: None, all: None }
     }
 
     pub fn add(&mut self, outcome: Outcome) {
@@ -173,6 +197,10 @@ impl Entry {
 
     pub fn cpu(&self) -> Option<Spread> {
         self.spread(|run| run.cpu_us_per_message)
+    }
+
+    pub fn session_cpu(&self) -> Option<Spread> {
+        self.spread(|run| run.cpu_us_per_session)
     }
 
     pub fn verified_bytes(&self) -> u64 {
@@ -197,12 +225,20 @@ impl Results {
         scenario.entries.iter().find(|entry| entry.contender == contender)
     }
 
-    /// Contenders that were measured at least once.
-    pub fn measured(&self) -> impl Iterator<Item = (usize, &ContenderResult)> {
+    /// Contenders that were measured at least once in one of these scenarios.
+    pub fn measured<'a>(
+        &'a self,
+        scenarios: &[&'a ScenarioResults],
+    ) -> impl Iterator<Item = (usize, &'a ContenderResult)> {
         self.contenders
             .iter()
             .enumerate()
-            .filter(|(index, _)| self.scenarios.iter().any(|scenario| !scenario.entries[*index].runs.is_empty()))
+            .filter(move |(index, _)| scenarios.iter().any(|scenario| !scenario.entries[*index].runs.is_empty()))
+    }
+
+    /// The title of a contender, or its name if it is not among those that were chosen.
+    pub fn title<'a>(&'a self, name: &'a str) -> &'a str {
+        self.contenders.iter().find(|contender| contender.name == name).map_or(name, |contender| &contender.title)
     }
 }
 

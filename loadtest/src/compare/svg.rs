@@ -23,17 +23,17 @@ pub fn escape(text: &str) -> String {
 
 /// Horizontal bars from zero, with the range as a line across the end of each.
 pub fn bars(title: &str, unit: &str, bars: &[Bar]) -> String {
-    const WIDTH: f64 = 760.0;
+    const WIDTH: f64 = 540.0;
     const LEFT: f64 = 220.0;
-    const RIGHT: f64 = 90.0;
-    const ROW: f64 = 26.0;
-    const TOP: f64 = 30.0;
+    const RIGHT: f64 = 56.0;
+    const ROW: f64 = 24.0;
+    const TOP: f64 = 40.0;
     let most = bars.iter().map(|bar| bar.value.max).fold(0.0, f64::max).max(1e-9);
     let x = |value: f64| LEFT + value / most * (WIDTH - LEFT - RIGHT);
     let height = TOP + ROW * bars.len() as f64 + 6.0;
     let mut out = format!(
-        "<svg viewBox=\"0 0 {WIDTH} {height}\" role=\"img\" aria-label=\"{0}\"><text x=\"0\" y=\"16\" class=\"title\">{0} \
-         <tspan class=\"unit\">{1}</tspan></text>",
+        "<svg viewBox=\"0 0 {WIDTH} {height}\" role=\"img\" aria-label=\"{0}\"><text x=\"0\" y=\"16\" class=\"title\">{0}\
+         </text><text x=\"0\" y=\"33\" class=\"unit\">{1}</text>",
         escape(title),
         escape(unit)
     );
