@@ -221,7 +221,7 @@ mod tests {
             size_of::<F>()
         }
         let size = size(run);
-        assert!(size <= 320, "a lane's future has {size} bytes");
+        assert!(size <= 256, "a lane's future has {size} bytes");
         // What the lanes have in common.
         let size = size_of::<Relay>();
         assert!(size <= 368, "a relay has {size} bytes");
