@@ -40,9 +40,11 @@ pub(super) struct Tls {
     sending: SendLock,
 }
 
+#[allow(clippy::large_enum_variant)] // see its variants
 enum State {
     /// On the heap, since it is many times as large and soon gone.
     Handshake(Box<Handshake>),
+    /// What most connections are, so not on the heap once more.
     Relaying(Records),
     Failed(Error),
 }
@@ -147,7 +149,8 @@ impl Tls {
             // In equal parts, if it takes more than one.
             let parts = plaintext.len().div_ceil(Records::fits(sealed.len())).max(1);
             let part = plaintext.start..plaintext.start + plaintext.len().div_ceil(parts);
-            let (taken, len) = match self.state.borrow_mut().seal(&buffer[part], &mut sealed) {
+            let done = self.state.borrow_mut().seal(&buffer[part], &mut sealed);
+            let (taken, len) = match done {
                 Ok(done) => done,
                 Err(error) => {
                     // Its alert may still wait.
@@ -327,5 +330,102 @@ impl Drop for SendGuard<'_> {
     fn drop(&mut self) {
         self.0.locked.set(false);
         self.0.waiting.borrow_mut().drain(..).for_each(Waker::wake);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::{
+        io::{Read, Write},
+        net::{TcpListener, TcpStream as StdStream},
+        sync::Arc,
+        thread,
+        time::Duration,
+    };
+
+    use futures_util::future::join;
+    use monoio::net::TcpStream;
+    use rcgen::{CertifiedKey, generate_simple_self_signed};
+    use rustls::{
+        AlertDescription, ClientConfig, ClientConnection, RootCertStore, ServerConfig,
+        server::UnbufferedServerConnection,
+    };
+    use rustls_pki_types::PrivateKeyDer;
+
+    use super::*;
+    use crate::runtime::driver::Driver;
+
+    fn configs() -> (Arc<ServerConfig>, Arc<ClientConfig>) {
+        let CertifiedKey { cert, signing_key } = generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let mut roots = RootCertStore::empty();
+        roots.add(cert.der().clone()).unwrap();
+        let key = PrivateKeyDer::try_from(signing_key.serialize_der()).unwrap();
+        let server = ServerConfig::builder_with_provider(provider.clone()).with_safe_default_protocol_versions();
+        let mut server = server.unwrap().with_no_client_auth().with_single_cert(vec![cert.der().clone()], key).unwrap();
+        server.enable_secret_extraction = true;
+        let client = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+        (Arc::new(server), Arc::new(client.with_root_certificates(roots).with_no_client_auth()))
+    }
+
+    #[test]
+    fn an_alert_waits_for_the_send_that_is_under_way_and_ends_it() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut theirs = StdStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (tcp, _) = listener.accept().unwrap();
+        tcp.set_nonblocking(true).unwrap();
+        let (server, client) = configs();
+        let ours = thread::spawn(move || {
+            Driver::Epoll(None).block_on(async move {
+                let connection = UnbufferedServerConnection::new(server).unwrap();
+                let tcp = TcpStream::from_std(tcp).unwrap();
+                let socket = Socket::handshake(tcp, connection.into()).await.unwrap();
+                let send = async {
+                    let mut sent = 0;
+                    loop {
+                        let buffer = Buffer::take();
+                        let len = buffer.len();
+                        match socket.send(buffer, 0..len).await.0 {
+                            Ok(()) => sent += len,
+                            Err(error) => break (sent, error.kind()),
+                        }
+                    }
+                };
+                let recv = async {
+                    loop {
+                        socket.readable().await.unwrap();
+                        if let (Err(error), _) = socket.recv(Buffer::take(), 0).await {
+                            break error.kind();
+                        }
+                    }
+                };
+                join(send, recv).await
+            })
+        });
+        let mut client = ClientConnection::new(client, "localhost".try_into().unwrap()).unwrap();
+        while client.is_handshaking() || client.wants_write() {
+            client.complete_io(&mut theirs).unwrap();
+        }
+        // By now it can send nothing more; then comes a record that is none.
+        thread::sleep(Duration::from_millis(300));
+        theirs.write_all(&[23, 3, 3, 0, 32]).unwrap();
+        theirs.write_all(&[0; 32]).unwrap();
+        thread::sleep(Duration::from_millis(300));
+        let (mut received, mut data) = (0, vec![0; 1 << 20]);
+        let told = loop {
+            assert!(client.read_tls(&mut theirs).unwrap() > 0, "it ended without an alert");
+            let processed = client.process_new_packets();
+            while let Ok(len @ 1..) = client.reader().read(&mut data) {
+                received += len;
+            }
+            if let Err(error) = processed {
+                break error;
+            }
+        };
+        assert_eq!(told, Error::AlertReceived(AlertDescription::BadRecordMac));
+        let ((sent, send_failed), recv_failed) = ours.join().unwrap().unwrap();
+        assert_eq!((send_failed, recv_failed), (io::ErrorKind::InvalidData, io::ErrorKind::InvalidData));
+        assert!(received >= sent, "all that was sent is there: {sent}, {received}");
     }
 }

@@ -466,6 +466,7 @@ fn nobody_negotiates_again() {
 
 #[test]
 fn handshake_messages_are_put_together_and_must_not_be_mixed_with_others() {
+    use ContentType::{ApplicationData, Handshake};
     let configs = Configs::new(TLS13);
     let part = |server: &mut Records, typ, bytes: &[u8]| {
         let mut record = vec![0; 100];
@@ -476,7 +477,7 @@ fn handshake_messages_are_put_together_and_must_not_be_mixed_with_others() {
     // A key_update byte by byte.
     let (mut client, mut server) = ours_both(&configs);
     for byte in KEY_UPDATE {
-        client.open(&mut part(&mut server, ContentType::Handshake, &[byte]));
+        client.open(&mut part(&mut server, Handshake, &[byte]));
         assert!(client.end().is_none());
     }
     server.sealing = Sealing::new(server.keys.suite(), server.keys.next_to_seal().unwrap()).unwrap();
@@ -493,7 +494,6 @@ fn handshake_messages_are_put_together_and_must_not_be_mixed_with_others() {
             other => panic!("{records:?}: {other:?}"),
         }
     };
-    use ContentType::{ApplicationData, Handshake};
     let mixed = broken(&[(Handshake, &[24, 0, 0]), (ApplicationData, b"x")]);
     assert_eq!(mixed, PeerMisbehaved::MessageInterleavedWithHandshakeMessage.into());
     let behind = broken(&[(Handshake, &[24, 0, 0, 1, 0, 24])]);
