@@ -4,6 +4,9 @@ use std::sync::Arc;
 
 use crate::telemetry::counters::{Stock, WorkerCounters};
 
+/// Where a pool shows among the counters of its thread.
+type Which = fn(&WorkerCounters) -> &Stock;
+
 /// A pool of one thread.
 #[derive(Debug)]
 pub(super) struct Pool<T> {
@@ -11,7 +14,7 @@ pub(super) struct Pool<T> {
     /// The fewest that were free at a time since the last [`Pool::trim`]: so many were of no use.
     spare: usize,
     lent: usize,
-    counted: Option<(Arc<WorkerCounters>, fn(&WorkerCounters) -> &Stock)>,
+    counted: Option<(Arc<WorkerCounters>, Which)>,
 }
 
 impl<T> Pool<T> {
@@ -20,7 +23,7 @@ impl<T> Pool<T> {
     }
 
     /// From now on what there is shows in these counters, which must belong to this thread.
-    pub fn count_in(&mut self, counters: Arc<WorkerCounters>, which: fn(&WorkerCounters) -> &Stock) {
+    pub fn count_in(&mut self, counters: Arc<WorkerCounters>, which: Which) {
         self.counted = Some((counters, which));
         self.count();
     }

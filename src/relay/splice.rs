@@ -145,7 +145,7 @@ mod tests {
         let mut pipe = Pipe::take().unwrap();
         assert_eq!(pipe.fill(&from, PIPE_LEN).unwrap_err().kind(), io::ErrorKind::WouldBlock);
         // The receiver reads nothing until its socket is full.
-        let sent: Vec<u8> = (0..8 << 20).map(|byte: u32| (byte * 31 >> 3) as u8).collect();
+        let sent: Vec<u8> = (0..8 << 20).map(|byte: u32| ((byte * 31) >> 3) as u8).collect();
         let copy = sent.clone();
         let writer = std::thread::spawn(move || sender.write_all(&copy));
         let mut passed = 0;

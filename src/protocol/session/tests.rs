@@ -222,7 +222,7 @@ impl World {
         let end = (peer.sent + size).min(peer.script.bytes.len());
         // Every other time, what may pass unseen does.
         let unseen = self.session.may_pass_unseen(from).and_then(|len| usize::try_from(len).ok()).unwrap_or_default();
-        if unseen > 0 && peer.chunk % 2 == 0 {
+        if unseen > 0 && peer.chunk.is_multiple_of(2) {
             assert!(self.tasks[from.index()].carry.is_empty());
             let end = end.min(peer.sent + unseen);
             let bytes = peer.script.bytes[peer.sent..end].to_vec();
