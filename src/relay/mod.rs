@@ -12,6 +12,7 @@ mod pump;
 pub mod socket;
 mod splice;
 pub mod tls;
+mod turn;
 pub mod wake;
 
 use std::{

@@ -19,12 +19,16 @@ use monoio::{
     io::{AsyncReadRent, AsyncWriteRent},
     net::TcpStream,
 };
-use rustix::net::RecvFlags;
+use rustix::{
+    io::Errno,
+    net::{RecvFlags, SendFlags},
+};
 use socket2::SockRef;
 
 use super::{
     buffers::Buffer,
     tls::{Connection, Tls},
+    turn,
 };
 use crate::{protocol::session::Progress, runtime::sys};
 
@@ -146,6 +150,7 @@ impl Socket {
             })
             .await
         };
+        turn::ready();
         let at_once = if waited { 0 } else { self.at_once.get() + 1 };
         self.at_once.set(at_once % AT_ONCE);
         if at_once == AT_ONCE {
@@ -222,7 +227,14 @@ impl Socket {
         sys::progress(self.as_fd())
     }
 
-    pub(super) async fn recv_tcp(&self, buffer: Buffer, range: Range<usize>) -> (io::Result<usize>, Buffer) {
+    pub(super) async fn recv_tcp(&self, mut buffer: Buffer, range: Range<usize>) -> (io::Result<usize>, Buffer) {
+        if turn::is_quiet() {
+            match rustix::net::recv(self, &mut buffer[range.clone()], RecvFlags::DONTWAIT) {
+                Ok((_, len)) => return (Ok(len), buffer),
+                Err(Errno::AGAIN | Errno::INTR) => {}
+                Err(error) => return (Err(error.into()), buffer),
+            }
+        }
         let (result, slice) = self.tcp_mut().read(buffer.slice_mut(range)).await;
         (result, slice.into_inner())
     }
@@ -230,6 +242,13 @@ impl Socket {
     pub(super) async fn send_tcp(&self, buffer: Buffer, range: Range<usize>) -> (io::Result<()>, Buffer) {
         let Range { mut start, end } = range;
         let mut buffer = buffer;
+        if start < end && turn::is_quiet() {
+            match rustix::net::send(self, &buffer[start..end], SendFlags::DONTWAIT | SendFlags::NOSIGNAL) {
+                Ok(sent) => start += sent,
+                Err(Errno::AGAIN | Errno::INTR) => {}
+                Err(error) => return (Err(error.into()), buffer),
+            }
+        }
         while start < end {
             let (result, slice) = self.tcp_mut().write(IoBuf::slice(buffer, start..end)).await;
             buffer = slice.into_inner();
