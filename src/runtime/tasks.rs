@@ -41,6 +41,29 @@ pub struct Tasks {
     ended: Cell<usize>,
 }
 
+/// Whether there is memory to be given back, from look to look.
+#[derive(Debug, Default)]
+struct Looks {
+    /// What had ended at the last look, since memory was given back.
+    ended: usize,
+    /// For so many looks those who leave late count, too.
+    more: u32,
+}
+
+impl Looks {
+    /// So many have ended since this was last answered with yes.
+    fn worth_it(&mut self, ended: usize) -> bool {
+        let just_now = ended - std::mem::replace(&mut self.ended, ended);
+        let crowd = ended >= CROWD && just_now * QUIET <= ended;
+        self.more = if crowd { LOOKS_MORE } else { self.more.saturating_sub(1) };
+        let worth_it = crowd || (self.more > 0 && (1..CROWD).contains(&ended));
+        if worth_it {
+            self.ended = 0;
+        }
+        worth_it
+    }
+}
+
 /// A set-up or a session that a drain waits for until this is dropped.
 #[derive(Debug)]
 pub struct Awaited(Rc<Tasks>);
@@ -102,18 +125,13 @@ impl Tasks {
     /// Gives memory back when a crowd has come, whose set-ups have left theirs, or gone; and for a while as those
     /// leave who are late.
     pub async fn keep_memory_low(&self) {
-        let (mut before, mut looks_more) = (0, 0u32);
+        let mut looks = Looks::default();
         loop {
             monoio::time::sleep(LOOK_AFTER).await;
-            let ended = self.ended.get();
-            let crowd = ended >= CROWD && (ended - before) * QUIET <= ended;
-            before = ended;
-            looks_more = if crowd { LOOKS_MORE } else { looks_more.saturating_sub(1) };
-            if crowd || (looks_more > 0 && ended > 0) {
+            if looks.worth_it(self.ended.get()) {
                 memory::tidy(&mut self.live.borrow_mut());
                 memory::give_back();
                 self.ended.set(0);
-                before = 0;
             }
         }
     }
@@ -141,5 +159,37 @@ impl Tasks {
         if self.draining.borrow().is_some() {
             self.fewer.set();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// So many end before each look; the looks, from 0, at which memory is given back.
+    fn given_back_at(ending: impl IntoIterator<Item = usize>) -> Vec<usize> {
+        let (mut looks, mut ended) = (Looks::default(), 0);
+        let mut look = |more: usize| {
+            ended += more;
+            looks.worth_it(ended) && std::mem::take(&mut ended) > 0
+        };
+        ending.into_iter().enumerate().filter_map(|(at, more)| look(more).then_some(at)).collect()
+    }
+
+    #[test]
+    fn memory_is_given_back_when_a_crowd_is_through() {
+        assert_eq!(given_back_at([0, 3000, 2000, 0, 0, 0]), [3]);
+        assert_eq!(given_back_at([0, CROWD - 1, 0, 0]), [0; 0]);
+        // Then those who are late, for a while.
+        let mut late = vec![5000, 0, 1, 0, 7];
+        late.extend([0; LOOKS_MORE as usize]);
+        late.push(1);
+        assert_eq!(given_back_at(late), [1, 2, 4]);
+    }
+
+    #[test]
+    fn sessions_that_come_and_go_all_the_time_do_not_have_it_given_back_each_time() {
+        let at = given_back_at([400; 100]);
+        assert!((5..=10).contains(&at.len()), "{at:?}");
     }
 }
