@@ -249,28 +249,19 @@ mod tests {
         thread,
     };
 
-    use rcgen::{CertifiedKey, generate_simple_self_signed};
-    use rustls::{ClientConfig, ClientConnection, RootCertStore, ServerConfig, server::UnbufferedServerConnection};
-    use rustls_pki_types::PrivateKeyDer;
+    use rustls::{
+        ClientConnection, DEFAULT_VERSIONS, crypto::aws_lc_rs::default_provider, server::UnbufferedServerConnection,
+    };
     use socket2::SockRef;
 
     use super::*;
-    use crate::runtime::driver::Driver;
+    use crate::{relay::tls::testing, runtime::driver::Driver};
 
     /// A server and a client that know each other.
     fn tls() -> (UnbufferedServerConnection, ClientConnection) {
-        let CertifiedKey { cert, signing_key } = generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let mut roots = RootCertStore::empty();
-        roots.add(cert.der().clone()).unwrap();
-        let key = PrivateKeyDer::try_from(signing_key.serialize_der()).unwrap();
-        let server = ServerConfig::builder_with_provider(provider.clone()).with_safe_default_protocol_versions();
-        let mut server = server.unwrap().with_no_client_auth().with_single_cert(vec![cert.der().clone()], key).unwrap();
-        server.enable_secret_extraction = true;
-        let client = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
-        let client = client.with_root_certificates(roots).with_no_client_auth();
-        let client = ClientConnection::new(Arc::new(client), "localhost".try_into().unwrap()).unwrap();
-        (UnbufferedServerConnection::new(Arc::new(server)).unwrap(), client)
+        let (server, client) = testing::configs("localhost", default_provider(), DEFAULT_VERSIONS);
+        let client = ClientConnection::new(client, "localhost".try_into().unwrap()).unwrap();
+        (UnbufferedServerConnection::new(server).unwrap(), client)
     }
 
     #[test]

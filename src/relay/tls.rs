@@ -334,40 +334,27 @@ impl Drop for SendGuard<'_> {
 }
 
 #[cfg(test)]
+pub(crate) mod testing;
+
+#[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
     use std::{
         io::{Read, Write},
         net::{TcpListener, TcpStream as StdStream},
-        sync::Arc,
         thread,
         time::Duration,
     };
 
     use futures_util::future::join;
     use monoio::net::TcpStream;
-    use rcgen::{CertifiedKey, generate_simple_self_signed};
     use rustls::{
-        AlertDescription, ClientConfig, ClientConnection, RootCertStore, ServerConfig,
+        AlertDescription, ClientConnection, DEFAULT_VERSIONS, crypto::aws_lc_rs::default_provider,
         server::UnbufferedServerConnection,
     };
-    use rustls_pki_types::PrivateKeyDer;
 
     use super::*;
     use crate::runtime::driver::Driver;
-
-    fn configs() -> (Arc<ServerConfig>, Arc<ClientConfig>) {
-        let CertifiedKey { cert, signing_key } = generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let mut roots = RootCertStore::empty();
-        roots.add(cert.der().clone()).unwrap();
-        let key = PrivateKeyDer::try_from(signing_key.serialize_der()).unwrap();
-        let server = ServerConfig::builder_with_provider(provider.clone()).with_safe_default_protocol_versions();
-        let mut server = server.unwrap().with_no_client_auth().with_single_cert(vec![cert.der().clone()], key).unwrap();
-        server.enable_secret_extraction = true;
-        let client = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
-        (Arc::new(server), Arc::new(client.with_root_certificates(roots).with_no_client_auth()))
-    }
 
     #[test]
     fn an_alert_waits_for_the_send_that_is_under_way_and_ends_it() {
@@ -375,7 +362,7 @@ mod tests {
         let mut theirs = StdStream::connect(listener.local_addr().unwrap()).unwrap();
         let (tcp, _) = listener.accept().unwrap();
         tcp.set_nonblocking(true).unwrap();
-        let (server, client) = configs();
+        let (server, client) = testing::configs("localhost", default_provider(), DEFAULT_VERSIONS);
         let ours = thread::spawn(move || {
             Driver::Epoll(None).block_on(async move {
                 let connection = UnbufferedServerConnection::new(server).unwrap();

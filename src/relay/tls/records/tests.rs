@@ -4,18 +4,22 @@ use std::{
     sync::Arc,
 };
 
-use rcgen::{CertifiedKey, generate_simple_self_signed};
 use rustls::{
-    CipherSuiteCommon, ClientConfig, ClientConnection, Connection as Peer, HandshakeKind, RootCertStore, ServerConfig,
+    CipherSuiteCommon, ClientConfig, ClientConnection, Connection as Peer, HandshakeKind, ServerConfig,
     ServerConnection, Tls12CipherSuite, Tls13CipherSuite,
     client::UnbufferedClientConnection,
-    crypto::aws_lc_rs::{ALL_CIPHER_SUITES, cipher_suite, default_provider},
+    crypto::{
+        CryptoProvider,
+        aws_lc_rs::{ALL_CIPHER_SUITES, cipher_suite, default_provider},
+    },
     server::UnbufferedServerConnection,
 };
-use rustls_pki_types::PrivateKeyDer;
 
 use super::*;
-use crate::relay::tls::handshake::{Complete, Connection, Handshake};
+use crate::relay::tls::{
+    handshake::{Complete, Connection, Handshake},
+    testing,
+};
 
 const NAME: &str = "relay.example.com";
 
@@ -35,21 +39,9 @@ struct Configs {
 
 impl Configs {
     fn new(suite: SupportedCipherSuite) -> Self {
-        let CertifiedKey { cert, signing_key } = generate_simple_self_signed(vec![NAME.to_owned()]).unwrap();
-        let mut provider = default_provider();
-        provider.cipher_suites = vec![suite];
-        let provider = Arc::new(provider);
-        let mut roots = RootCertStore::empty();
-        roots.add(cert.der().clone()).unwrap();
-        let key = PrivateKeyDer::try_from(signing_key.serialize_der()).unwrap();
-        let versions = [suite.version()];
-        let server = ServerConfig::builder_with_provider(provider.clone()).with_protocol_versions(&versions).unwrap();
-        let mut server = server.with_no_client_auth().with_single_cert(vec![cert.der().clone()], key).unwrap();
-        let client = ClientConfig::builder_with_provider(provider).with_protocol_versions(&versions).unwrap();
-        let mut client = client.with_root_certificates(roots).with_no_client_auth();
-        server.enable_secret_extraction = true;
-        client.enable_secret_extraction = true;
-        Self { client: Arc::new(client), server: Arc::new(server) }
+        let provider = CryptoProvider { cipher_suites: vec![suite], ..default_provider() };
+        let (server, client) = testing::configs(NAME, provider, &[suite.version()]);
+        Self { client, server }
     }
 
     fn begin(&self, ours: Ours) -> (Handshake, Peer) {
