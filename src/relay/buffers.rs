@@ -5,6 +5,7 @@
 #![allow(unsafe_code)] // monoio's buffer traits are unsafe to implement
 use std::{
     cell::RefCell,
+    convert::Infallible,
     ops::{Deref, DerefMut},
     sync::Arc,
 };
@@ -16,6 +17,7 @@ use crate::telemetry::counters::WorkerCounters;
 
 /// Bytes in a buffer: large enough that 16 KiB frames cost few system calls, small enough to lend freely.
 pub const BUFFER_LEN: usize = 64 * 1024;
+
 thread_local! {
     static POOL: RefCell<Pool<Box<[u8]>>> = const { RefCell::new(Pool::new()) };
 }
@@ -27,8 +29,9 @@ pub struct Buffer(Box<[u8]>);
 impl Buffer {
     /// Takes a buffer. What it holds is left over from other sessions: only what is received into it may be used.
     pub fn take() -> Self {
-        let make = || vec![0; BUFFER_LEN].into_boxed_slice();
-        Self(POOL.with_borrow_mut(|pool| pool.lend(|| Some(make()))).unwrap_or_else(make))
+        let make = || Ok::<_, Infallible>(vec![0; BUFFER_LEN].into_boxed_slice());
+        let Ok(bytes) = POOL.with_borrow_mut(|pool| pool.lend(make));
+        Self(bytes)
     }
 }
 

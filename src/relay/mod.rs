@@ -21,10 +21,7 @@ use std::{
     os::fd::AsFd,
     panic::{AssertUnwindSafe, catch_unwind},
     rc::{Rc, Weak},
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::{Arc, atomic::AtomicUsize},
     time::{Duration, Instant},
 };
 
@@ -38,7 +35,7 @@ use crate::{
         frame::FrameCounts,
         session::{Ending, Place, Received, Session, Side},
     },
-    runtime::{memory, sys},
+    runtime::{load::Load, memory, sys},
     telemetry::counters::{Bytes, WorkerCounters},
 };
 
@@ -108,16 +105,6 @@ pub struct Registry {
     /// Sessions that are being relayed, of all workers together.
     relayed: Arc<AtomicUsize>,
     draining: RefCell<Option<Arc<Drain>>>,
-}
-
-/// One that is counted as relayed until it is dropped.
-#[derive(Debug)]
-struct Relayed(Arc<AtomicUsize>);
-
-impl Drop for Relayed {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
 }
 
 impl Registry {
@@ -223,11 +210,6 @@ impl Registry {
             });
         }
     }
-
-    fn count(&self) -> Relayed {
-        self.relayed.fetch_add(1, Ordering::Relaxed);
-        Relayed(self.relayed.clone())
-    }
 }
 
 /// From now on the buffers and pipes of this thread show in these counters, which must belong to it.
@@ -241,12 +223,7 @@ async fn sleep_until(moment: Instant) {
 }
 
 /// Begins to relay a session, which runs by itself. `held` is asked for what is to be dropped when it has ended.
-pub fn begin<H: Any>(
-    connected: Connected,
-    registry: &Registry,
-    meter: Meter,
-    held: impl FnOnce(&Rc<Relay>) -> H,
-) -> Rc<Relay> {
+pub fn begin<H: Any>(connected: Connected, registry: &Registry, meter: Meter, held: impl FnOnce(&Rc<Relay>) -> H) {
     let Connected { client, target, from_client, from_target, idle_timeout, place, hop } = connected;
     let relay = Rc::new(Relay {
         session: RefCell::new(Session::new(place, idle_timeout, Instant::now())),
@@ -260,11 +237,10 @@ pub fn begin<H: Any>(
         meter,
     });
     registry.add(&relay);
-    relay.held.set(Some(Box::new((held(&relay), registry.count()))));
+    relay.held.set(Some(Box::new((held(&relay), Load::on(&registry.relayed)))));
     relay.clone().spawn_lane(Side::Client, from_client);
     relay.clone().spawn_lane(Side::Target, from_target);
     relay.time_changed();
-    relay
 }
 
 impl Relay {
@@ -403,6 +379,11 @@ impl Relay {
         });
         self.passed(from, &began, held as u64);
         self.meter.worker.spliced.add(from, held as u64);
+    }
+
+    /// What was to be forwarded from this side has been sent, or could not be.
+    fn sent(self: &Rc<Self>, from: Side, ok: bool) {
+        self.change(|session| if ok { session.sent(from) } else { session.send_failed(from, Instant::now()) });
     }
 
     fn passed(&self, from: Side, began: &FrameCounts, bytes: u64) {

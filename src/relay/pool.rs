@@ -28,13 +28,16 @@ impl<T> Pool<T> {
         self.count();
     }
 
-    /// Lends one that is free, or a new one. `None`: there is none and none could be made.
-    pub fn lend(&mut self, make: impl FnOnce() -> Option<T>) -> Option<T> {
-        let one = self.free.pop().or_else(make)?;
+    /// Lends one that is free, or a new one.
+    ///
+    /// # Errors
+    /// There is none, and none could be made.
+    pub fn lend<E>(&mut self, make: impl FnOnce() -> Result<T, E>) -> Result<T, E> {
+        let one = self.free.pop().map_or_else(make, Ok)?;
         self.spare = self.spare.min(self.free.len());
         self.lent += 1;
         self.count();
-        Some(one)
+        Ok(one)
     }
 
     pub fn lent(&self) -> usize {
@@ -76,15 +79,15 @@ mod tests {
         let counters = Arc::new(WorkerCounters::default());
         pool.count_in(counters.clone(), |counters| &counters.buffers);
         let counted = || (counters.buffers.lent(), counters.buffers.free());
-        let many: Vec<u32> = (0..10).filter_map(|number| pool.lend(|| Some(number))).collect();
+        let many: Vec<u32> = (0..10).filter_map(|number| pool.lend(|| Ok::<_, ()>(number)).ok()).collect();
         assert_eq!((pool.lent(), counted()), (10, (10, 0)));
-        assert_eq!(pool.lend(|| None), None);
+        assert_eq!(pool.lend(|| Err("none")), Err("none"));
         many.into_iter().for_each(|one| pool.give_back(Some(one)));
         assert_eq!(counted(), (0, 10));
         assert_eq!(pool.trim().len(), 0, "all of them were needed just now");
-        let two = [pool.lend(|| None), pool.lend(|| None)];
-        assert_eq!(two, [Some(9), Some(8)]);
-        pool.give_back(two[0]);
+        let two = [pool.lend(|| Err(())), pool.lend(|| Err(()))];
+        assert_eq!(two, [Ok(9), Ok(8)]);
+        pool.give_back(two[0].ok());
         pool.give_back(None);
         assert_eq!(pool.trim(), [0, 1, 2, 3, 4, 5, 6, 7]);
         assert_eq!(counted(), (0, 1));

@@ -118,20 +118,14 @@ pub(super) fn run(relay: Rc<Relay>, from: Side, mut first: Vec<u8>) -> impl Futu
 
 async fn receive(relay: &Rc<Relay>, from: Side, carry: &mut Carry, bulk: &mut Bulk) {
     let socket = relay.socket(from);
-    let mut buffer = None;
-    if bulk.patience > 0 && carry.len == 0 {
-        match take_unseen(relay, from) {
-            Some(Taken::Pipe(pipe)) => return pass_unseen(relay, from, pipe).await,
-            Some(Taken::Beginning(mut pipe)) => {
-                let mut beginning = Buffer::take();
-                buffer = Some((pipe.read(&mut beginning).map(Received::Data), beginning));
-            }
-            None => {}
-        }
-    }
+    let unseen = if bulk.patience > 0 && carry.len == 0 { take_unseen(relay, from) } else { None };
     let at = carry.len;
-    let (received, buffer) = match buffer {
-        Some(beginning) => beginning,
+    let (received, buffer) = match unseen {
+        Some(Taken::Pipe(pipe)) => return pass_unseen(relay, from, pipe).await,
+        Some(Taken::Beginning(mut pipe)) => {
+            let mut buffer = Buffer::take();
+            (pipe.read(&mut buffer).map(Received::Data), buffer)
+        }
         None => {
             let mut buffer = Buffer::take();
             carry.restore(&mut buffer);
@@ -187,10 +181,7 @@ async fn pass_unseen(relay: &Rc<Relay>, from: Side, mut pipe: Pipe) {
         }
     };
     drop(pipe);
-    relay.change(|session| match sent {
-        Ok(()) => session.sent(from),
-        Err(_) => session.send_failed(from, Instant::now()),
-    });
+    relay.sent(from, sent.is_ok());
 }
 
 /// Passes on what of `buffer[..len]` the session says.
@@ -204,10 +195,7 @@ async fn pass(relay: &Rc<Relay>, from: Side, buffer: Buffer, len: usize, carry: 
     if let (Ok(()), Some(code)) = (&sent, received.close) {
         relay.close_passed(from.other(), code);
     }
-    relay.change(|session| match sent {
-        Ok(()) => session.sent(from),
-        Err(_) => session.send_failed(from, Instant::now()),
-    });
+    relay.sent(from, sent.is_ok());
 }
 
 #[cfg(test)]

@@ -46,7 +46,8 @@ pub struct Pipe {
 impl Pipe {
     /// Takes a pipe. `None`: too many are lent, or the system gives none.
     pub fn take() -> Option<Self> {
-        let ends = POOL.with_borrow_mut(|pool| if pool.lent() < LENT_AT_MOST { pool.lend(make) } else { None })?;
+        let lend = |pool: &mut Pool<Ends>| if pool.lent() < LENT_AT_MOST { pool.lend(make).ok() } else { None };
+        let ends = POOL.with_borrow_mut(lend)?;
         Some(Self { ends: Some(ends), held: 0 })
     }
 
@@ -107,10 +108,10 @@ pub(super) fn count_in(counters: &Arc<WorkerCounters>) {
     POOL.with_borrow_mut(|pool| pool.count_in(counters.clone(), |counters| &counters.pipes));
 }
 
-fn make() -> Option<Ends> {
-    let (read, write) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK).ok()?;
-    let len = fcntl_setpipe_size(&write, PIPE_LEN).or_else(|_| fcntl_setpipe_size(&write, LEAST_LEN)).ok()?;
-    (len >= LEAST_LEN).then_some(Ends { read, write })
+fn make() -> Result<Ends, Errno> {
+    let (read, write) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
+    let len = fcntl_setpipe_size(&write, PIPE_LEN).or_else(|_| fcntl_setpipe_size(&write, LEAST_LEN))?;
+    if len < LEAST_LEN { Err(Errno::NOMEM) } else { Ok(Ends { read, write }) }
 }
 
 fn retried(mut call: impl FnMut() -> Result<usize, Errno>) -> io::Result<usize> {

@@ -1,17 +1,17 @@
-//! How much each worker has, as the other threads see it.
+//! How much a worker, or all of them, have, as any thread may see it.
 use std::sync::{
     Arc,
     atomic::{AtomicUsize, Ordering},
 };
 
-/// One of the things that a worker has, until it is dropped: who has fewest gets the next.
+/// One of the things that are counted, until it is dropped.
 #[derive(Debug)]
 pub struct Load(Arc<AtomicUsize>);
 
 impl Load {
-    pub fn on(worker: &Arc<AtomicUsize>) -> Self {
-        worker.fetch_add(1, Ordering::Relaxed);
-        Self(worker.clone())
+    pub fn on(count: &Arc<AtomicUsize>) -> Self {
+        count.fetch_add(1, Ordering::Relaxed);
+        Self(count.clone())
     }
 }
 
