@@ -2,7 +2,7 @@
 #![no_main]
 use libfuzzer_sys::fuzz_target;
 use ringway::agent::handshake;
-use ringway::protocol::connect::{self, ConnectError, ConnectRequest, Reason};
+use ringway::protocol::connect::{self, ConnectError, ConnectRequest, Handshake, Opening, Reason};
 use ringway::protocol::target::Target;
 
 /// Stands where values stand. Longer than a scheme that an error shows, and not in lower case as hosts are.
@@ -114,7 +114,10 @@ fn agrees_with_serde_json(text: &[u8], result: &Result<ConnectRequest, ConnectEr
 }
 
 fn assert_fit_for_the_wire(request: &ConnectRequest) {
-    let ConnectRequest { target, host, headers, subprotocols, .. } = request;
+    let ConnectRequest { target, opening: Opening::Ours(handshake), .. } = request else {
+        panic!("no connect message asks for another's handshake");
+    };
+    let Handshake { host, headers, subprotocols } = handshake;
     let mut names: Vec<String> = headers.iter().map(|(name, _)| name.to_ascii_lowercase()).collect();
     names.sort();
     for pair in names.windows(2) {
@@ -141,7 +144,7 @@ fn assert_fit_for_the_wire(request: &ConnectRequest) {
     assert!(again == Ok(Target { basic: None, ..target.clone() }), "{target:?} {path:?} {again:?}");
 
     // What goes out is one request with just these headers.
-    let bytes = handshake::request(request, "dGhlIHNhbXBsZSBub25jZQ==");
+    let bytes = handshake::request(target, handshake, "dGhlIHNhbXBsZSBub25jZQ==");
     let mut parsed_headers = vec![httparse::EMPTY_HEADER; headers.len() + 6];
     let mut parsed = httparse::Request::new(&mut parsed_headers);
     assert_eq!(parsed.parse(&bytes), Ok(httparse::Status::Complete(bytes.len())));

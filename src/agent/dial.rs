@@ -3,6 +3,7 @@
 //! The whole dial is one future without a clock of its own besides the pace of connection attempts: whoever asked
 //! for it bounds its time and may drop it, which closes what it had open.
 use std::{
+    borrow::Cow,
     cell::Cell,
     io,
     net::{IpAddr, SocketAddr},
@@ -20,13 +21,13 @@ use monoio::{net::TcpStream, time::sleep};
 
 use super::{
     egress::{Egress, Verdict},
-    handshake::{self, AnswerReader},
+    handshake::{self, Accepted, AnswerReader, Asked},
     tls,
 };
 use crate::{
     protocol::{
         answer::Failure,
-        connect::ConnectRequest,
+        connect::{ConnectRequest, Opening},
         opening,
         target::{Host, Target},
     },
@@ -56,7 +57,7 @@ pub struct Dialled {
     pub socket: Rc<Socket>,
     /// What came right behind the answer.
     pub received: Vec<u8>,
-    pub subprotocol: Option<String>,
+    pub accepted: Accepted,
 }
 
 /// How long the parts of a dial took: those that came to a good end, so all of them in one that has succeeded. The
@@ -183,10 +184,19 @@ pub(super) async fn connect_first(addresses: Vec<IpAddr>, port: u16, keepalive: 
 
 /// The opening handshake over a connection that stands.
 async fn open(socket: Rc<Socket>, connect: &ConnectRequest) -> Result<Dialled, Failure> {
-    let mut nonce = [0; 16];
-    getrandom::fill(&mut nonce).map_err(|_| Failure::TargetUnreachable("no random numbers to be had".into()))?;
-    let key = opening::key_from(nonce);
-    socket.send_bytes(&handshake::request(connect, &key)).await.map_err(unreachable)?;
+    let key;
+    let (request, asked) = match &connect.opening {
+        Opening::Ours(ours) => {
+            let mut nonce = [0; 16];
+            getrandom::fill(&mut nonce)
+                .map_err(|_| Failure::TargetUnreachable("no random numbers to be had".into()))?;
+            key = opening::key_from(nonce);
+            let asked = Asked::Ours { key: &key, subprotocols: &ours.subprotocols };
+            (Cow::Owned(handshake::request(&connect.target, ours, &key)), asked)
+        }
+        Opening::Passed(head) => (Cow::Borrowed(&head[..]), Asked::Passed),
+    };
+    socket.send_bytes(&request).await.map_err(unreachable)?;
     let (mut bytes, mut reader) = (Vec::new(), AnswerReader::default());
     loop {
         socket.readable().await.map_err(unreachable)?;
@@ -199,8 +209,8 @@ async fn open(socket: Rc<Socket>, connect: &ConnectRequest) -> Result<Dialled, F
             }
         }
         drop(buffer);
-        if let Some(accepted) = reader.next(&mut bytes, &key, &connect.subprotocols)? {
-            return Ok(Dialled { socket, received: bytes, subprotocol: accepted.subprotocol });
+        if let Some(accepted) = reader.next(&mut bytes, asked)? {
+            return Ok(Dialled { socket, received: bytes, accepted });
         }
     }
 }

@@ -3,8 +3,9 @@
 //! Written by hand since header names go out as the client wrote them and in its order.
 use crate::protocol::{
     answer::Failure,
-    connect::ConnectRequest,
+    connect::Handshake,
     opening::{self, accept_for},
+    target::Target,
 };
 
 /// The largest answer head, in bytes, and its most headers.
@@ -15,19 +16,31 @@ const MAX_HEADERS: usize = 100;
 const MAX_INTERIM: usize = 64 * 1024;
 
 /// The target accepts.
-#[derive(Debug, PartialEq, Eq)]
-pub struct Accepted {
-    pub subprotocol: Option<String>,
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Accepted {
+    /// A handshake of ours, whose 101 is valid.
+    Ours { subprotocol: Option<String> },
+    /// The client's own: with the answer's head, for the client to judge.
+    Passed(Vec<u8>),
+}
+
+/// What an answer has to be besides a 101.
+#[derive(Clone, Copy, Debug)]
+pub enum Asked<'a> {
+    /// Valid for a request of ours with this Sec-WebSocket-Key, which offered these subprotocols.
+    Ours { key: &'a str, subprotocols: &'a [String] },
+    /// Nothing that we know of.
+    Passed,
 }
 
 /// The request's bytes. `key` is the value of Sec-WebSocket-Key.
-pub fn request(connect: &ConnectRequest, key: &str) -> Vec<u8> {
+pub fn request(target: &Target, handshake: &Handshake, key: &str) -> Vec<u8> {
     let mut out = format!(
         "GET {} HTTP/1.1\r\n{}: {}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Key: {key}\r\n\
          Sec-WebSocket-Version: 13\r\n",
-        connect.target.path_and_query, connect.host.0, connect.host.1
+        target.path_and_query, handshake.host.0, handshake.host.1
     );
-    for (name, value) in &connect.headers {
+    for (name, value) in &handshake.headers {
         out.push_str(name);
         out.push_str(": ");
         out.push_str(value);
@@ -53,13 +66,8 @@ impl AnswerReader {
     /// head is not whole.
     ///
     /// # Errors
-    /// The target spoke no HTTP, answered other than 101, or its 101 is not valid for `key` and `subprotocols`.
-    pub fn next(
-        &mut self,
-        input: &mut Vec<u8>,
-        key: &str,
-        subprotocols: &[String],
-    ) -> Result<Option<Accepted>, Failure> {
+    /// The target spoke no HTTP, answered other than 101, or its 101 is not valid for what was asked.
+    pub fn next(&mut self, input: &mut Vec<u8>, asked: Asked<'_>) -> Result<Option<Accepted>, Failure> {
         loop {
             let end = opening::head_end(input, std::mem::replace(&mut self.searched, input.len()));
             // Only looked at when it is whole or has doubled, so that a head that comes byte by byte costs no more than
@@ -68,7 +76,7 @@ impl AnswerReader {
                 return Ok(None);
             }
             self.next_look = input.len() * 2;
-            let judged = judge(&input[..end.unwrap_or(input.len())], key, subprotocols)?;
+            let judged = judge(&input[..end.unwrap_or(input.len())], asked)?;
             let Some(end) = end else {
                 if input.len() >= MAX_HEAD {
                     return Err(Failure::TargetUnreachable("its answer's head is larger than 64 KiB".into()));
@@ -92,7 +100,7 @@ impl AnswerReader {
 }
 
 /// `None`: not whole, or an interim answer, which means nothing here.
-fn judge(head: &[u8], key: &str, subprotocols: &[String]) -> Result<Option<Accepted>, Failure> {
+fn judge(head: &[u8], asked: Asked<'_>) -> Result<Option<Accepted>, Failure> {
     let no_http = || Failure::TargetUnreachable("it did not answer in HTTP/1.1".into());
     let mut headers = [httparse::EMPTY_HEADER; MAX_HEADERS];
     let mut response = httparse::Response::new(&mut headers);
@@ -106,10 +114,13 @@ fn judge(head: &[u8], key: &str, subprotocols: &[String]) -> Result<Option<Accep
         Ok(httparse::Status::Complete(_)) | Err(_) => return Err(no_http()),
     }
     match response.code.unwrap_or_default() {
-        101 => {
-            let subprotocol = check(response.headers, key, subprotocols).map_err(Failure::TargetHandshakeInvalid)?;
-            Ok(Some(Accepted { subprotocol }))
-        }
+        101 => match asked {
+            Asked::Ours { key, subprotocols } => {
+                let subprotocol = check(response.headers, key, subprotocols).map_err(Failure::TargetHandshakeInvalid)?;
+                Ok(Some(Accepted::Ours { subprotocol }))
+            }
+            Asked::Passed => Ok(Some(Accepted::Passed(head.to_vec()))),
+        },
         100..=199 => Ok(None),
         ..100 => Err(no_http()),
         status => Err(Failure::TargetRejected { status }),
@@ -159,20 +170,21 @@ mod tests {
 
     fn read(head: &str, offered: &[&str]) -> Result<Option<Accepted>, Failure> {
         let offered: Vec<String> = offered.iter().map(|&name| name.into()).collect();
-        AnswerReader::default().next(&mut head.into(), KEY, &offered)
+        AnswerReader::default().next(&mut head.into(), Asked::Ours { key: KEY, subprotocols: &offered })
     }
 
     #[test]
     fn a_valid_answer_and_what_is_behind_it() {
         let head = format!("HTTP/1.1 101 Switching Protocols\r\n{GOOD}Sec-WebSocket-Protocol: b\r\n\r\n");
         let mut input = format!("{head}\u{1}behind").into_bytes();
-        let accepted = AnswerReader::default().next(&mut input, KEY, &["a".into(), "b".into()]);
-        assert_eq!(accepted, Ok(Some(Accepted { subprotocol: Some("b".into()) })));
+        let subprotocols = ["a".into(), "b".into()];
+        let accepted = AnswerReader::default().next(&mut input, Asked::Ours { key: KEY, subprotocols: &subprotocols });
+        assert_eq!(accepted, Ok(Some(Accepted::Ours { subprotocol: Some("b".into()) })));
         assert_eq!(input, b"\x01behind");
         let (mut reader, mut input) = (AnswerReader::default(), Vec::new());
         for (at, byte) in head.bytes().enumerate() {
             input.push(byte);
-            let accepted = reader.next(&mut input, KEY, &["b".into()]).unwrap();
+            let accepted = reader.next(&mut input, Asked::Ours { key: KEY, subprotocols: &subprotocols }).unwrap();
             assert_eq!(accepted.is_some(), at + 1 == head.len(), "byte {at}");
         }
         for len in 0..head.len() {
@@ -199,6 +211,18 @@ mod tests {
         for no_http in ["SSH-2.0-OpenSSH_9.2\r\n", "\x15\x03\x01\0\x02\x02\x46", "HTTP/3 101\r\n\r\n"] {
             assert!(matches!(read(no_http, &[]), Err(Failure::TargetUnreachable(_))), "{no_http:?}");
         }
+    }
+
+    #[test]
+    fn an_answer_that_passes_is_not_judged() {
+        let head = b"HTTP/1.1 101 X\r\nUpgrade: odd\r\nSec-WebSocket-Accept: \xfc\r\n\r\n".to_vec();
+        let mut input = [b"HTTP/1.1 100 Continue\r\n\r\n", &head[..], b"behind"].concat();
+        let accepted = AnswerReader::default().next(&mut input, Asked::Passed);
+        assert_eq!(accepted, Ok(Some(Accepted::Passed(head))));
+        assert_eq!(input, b"behind");
+        let mut input = b"HTTP/1.1 403 X\r\n\r\n".to_vec();
+        let refused = AnswerReader::default().next(&mut input, Asked::Passed);
+        assert_eq!(refused, Err(Failure::TargetRejected { status: 403 }));
     }
 
     #[test]
@@ -230,7 +254,7 @@ mod tests {
         fn nothing_panics(bytes in prop::collection::vec(any::<u8>(), 0..300), http in any::<bool>()) {
             let mut head = if http { b"HTTP/1.1 101 X\r\n".to_vec() } else { Vec::new() };
             head.extend(bytes);
-            let _ = AnswerReader::default().next(&mut head, KEY, &[]);
+            let _ = AnswerReader::default().next(&mut head, Asked::Ours { key: KEY, subprotocols: &[] });
         }
     }
 }

@@ -10,7 +10,7 @@ use monoio::net::TcpStream;
 use super::{
     agents::{self, Admitted},
     arrival,
-    http::{HeadReader, Response},
+    http::{HeadReader, Request, Response},
     routes::{self, Route},
     session,
     spread::Arrival,
@@ -78,7 +78,10 @@ pub(super) async fn run(worker: Rc<Worker>, arrival: Arrival<TcpStream>, drainin
     let Some(mut client) = Box::pin(arrival::arrive(&worker, client, deadline)).await else { return };
     match requests(&worker, &mut client, deadline).await {
         Some(Begun::WebSocket { accept, api_key }) => {
-            Box::pin(session::set_up(&worker, client, &accept, api_key, pending)).await;
+            Box::pin(session::message::set_up(&worker, client, &accept, api_key, pending)).await;
+        }
+        Some(Begun::Transparent(request)) => {
+            Box::pin(session::transparent::set_up(&worker, client, request, pending)).await;
         }
         Some(Begun::Agent(admitted)) => {
             drop(pending);
@@ -98,6 +101,7 @@ pub(super) async fn run(worker: Rc<Worker>, arrival: Arrival<TcpStream>, drainin
 /// What a request has begun other than its answer.
 enum Begun {
     WebSocket { accept: String, api_key: Option<String> },
+    Transparent(Box<Request>),
     Agent(Admitted),
 }
 
@@ -110,6 +114,7 @@ async fn requests(worker: &Worker, client: &mut Client, mut deadline: Instant) -
             match reader.next(&mut client.input) {
                 Ok(Some(request)) => match routes::route(&worker.shared, &request, client.secure) {
                     Route::WebSocket { accept, api_key } => return Some(Begun::WebSocket { accept, api_key }),
+                    Route::Transparent => return Some(Begun::Transparent(Box::new(request))),
                     Route::Agent(admitted) => return Some(Begun::Agent(admitted)),
                     Route::Answer(answer) => {
                         break (answer.to(&request), request.keep_alive && !worker.draining());

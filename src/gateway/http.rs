@@ -5,7 +5,7 @@ use std::time::SystemTime;
 
 use serde::Serialize;
 
-use crate::protocol::opening;
+use crate::protocol::{answer::Failure, opening};
 
 /// The longest request line, in bytes.
 const MAX_REQUEST_LINE: usize = 16 * 1024;
@@ -165,6 +165,11 @@ impl Request {
         self.all(name).next().and_then(|value| std::str::from_utf8(value).ok())
     }
 
+    /// All of them, as they came.
+    pub fn headers(&self) -> &[(String, Vec<u8>)] {
+        &self.headers
+    }
+
     pub fn has(&self, name: &str) -> bool {
         self.all(name).next().is_some()
     }
@@ -198,17 +203,29 @@ impl Request {
         self.all("sec-websocket-version").collect::<Vec<_>>() == [b"13"]
     }
 
+    /// The value of Sec-WebSocket-Key.
+    ///
+    /// # Errors
+    /// It is missing, or there are many.
+    pub fn websocket_key(&self) -> Result<&[u8], BadRequest> {
+        let mut keys = self.all("sec-websocket-key");
+        match (keys.next(), keys.next()) {
+            (Some(key), None) => Ok(key),
+            (None, _) => Err(BadRequest::Broken("the Sec-WebSocket-Key header is missing")),
+            _ => Err(BadRequest::Broken("more than one Sec-WebSocket-Key header")),
+        }
+    }
+
     /// The value of Sec-WebSocket-Accept for this request's key.
     ///
     /// # Errors
     /// The key is missing, there are many, or it is not 16 bytes in base64.
     pub fn websocket_accept(&self) -> Result<String, BadRequest> {
-        let mut keys = self.all("sec-websocket-key");
-        match (keys.next(), keys.next()) {
-            (Some(key), None) if opening::is_key(key) => Ok(opening::accept_for(key)),
-            (None, _) => Err(BadRequest::Broken("the Sec-WebSocket-Key header is missing")),
-            _ => Err(BadRequest::Broken("Sec-WebSocket-Key is not one value of 16 bytes in base64")),
+        let key = self.websocket_key()?;
+        if !opening::is_key(key) {
+            return Err(BadRequest::Broken("Sec-WebSocket-Key is not 16 bytes in base64"));
         }
+        Ok(opening::accept_for(key))
     }
 
     fn all<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a [u8]> {
@@ -294,6 +311,21 @@ impl Response {
     }
 }
 
+impl From<&Failure> for Response {
+    fn from(failure: &Failure) -> Self {
+        let body = String::from_utf8(failure.to_json()).unwrap_or_default();
+        let mut answer = Self { code: Some(failure.code()), ..Self::json(failure.status(), body) };
+        if let Some(after) = failure.retry_after() {
+            // RFC 9110 section 10.2.3: whole seconds, and who comes then must not come too early.
+            answer = answer.with("Retry-After", after.as_nanos().div_ceil(1_000_000_000).max(1).to_string());
+        }
+        if *failure == Failure::InvalidKey {
+            answer = answer.with("WWW-Authenticate", "Bearer");
+        }
+        answer
+    }
+}
+
 impl From<BadRequest> for Response {
     fn from(bad: BadRequest) -> Self {
         match bad {
@@ -334,10 +366,13 @@ const fn reason(status: u16) -> &'static str {
         405 => "Method Not Allowed",
         414 => "URI Too Long",
         426 => "Upgrade Required",
+        429 => "Too Many Requests",
         431 => "Request Header Fields Too Large",
         500 => "Internal Server Error",
         501 => "Not Implemented",
+        502 => "Bad Gateway",
         503 => "Service Unavailable",
+        504 => "Gateway Timeout",
         _ => "Unknown",
     }
 }

@@ -32,9 +32,6 @@ use crate::{
     },
 };
 
-/// How the client asked for the session.
-const FORM_MESSAGE: &str = "message";
-
 /// Rows that a worker makes at a time, before it turns to its sessions again.
 const BATCH: usize = 256;
 
@@ -65,10 +62,27 @@ pub struct Row {
     state: &'static str,
 }
 
+/// How the client asked for the session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Form {
+    Message,
+    Transparent,
+}
+
+impl Form {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Message => "message",
+            Self::Transparent => "transparent",
+        }
+    }
+}
+
 /// Written down when dropped, at the latest.
 pub(super) struct Record {
     worker: Rc<Worker>,
     id: u64,
+    form: Form,
     client: SocketAddr,
     began: Instant,
     started: SystemTime,
@@ -106,8 +120,8 @@ impl Details {
 }
 
 impl Record {
-    /// Begins with a connect message, usable or not, that has come whole.
-    pub fn new(worker: &Rc<Worker>, client: SocketAddr) -> Rc<Self> {
+    /// Begins with a connect message, or a request in the transparent form, usable or not, that has come whole.
+    pub fn new(worker: &Rc<Worker>, client: SocketAddr, form: Form) -> Rc<Self> {
         let started = SystemTime::now();
         // Without randomness the time serves: all that matters is that no id comes twice.
         let id = getrandom::u64()
@@ -115,6 +129,7 @@ impl Record {
         let record = Rc::new(Self {
             worker: worker.clone(),
             id,
+            form,
             client,
             began: Instant::now(),
             started,
@@ -180,9 +195,10 @@ impl Record {
         self.details.borrow_mut().relay = Some(relay.clone());
     }
 
-    pub fn failed(&self, failure: &Failure) {
+    /// `close_code`: of the Close that says so; in the transparent form there is none.
+    pub fn failed(&self, failure: &Failure, close_code: Option<u16>) {
         self.outcome(failure.code());
-        self.closed(Party::Gateway, Some(failure.close_code()));
+        self.closed(Party::Gateway, close_code);
     }
 
     /// The client left before it was connected.
@@ -192,9 +208,9 @@ impl Record {
     }
 
     /// The gateway drained before the client was connected.
-    pub fn drained(&self, close_code: u16) {
+    pub fn drained(&self, close_code: Option<u16>) {
         self.outcome(counters::DRAINING);
-        self.closed(Party::Gateway, Some(close_code));
+        self.closed(Party::Gateway, close_code);
     }
 
     fn outcome(&self, outcome: &'static str) {
@@ -232,7 +248,7 @@ impl Record {
             session = %Hex(self.id),
             key = details.key.as_ref().map(|key| key.id.as_str()),
             client = %self.client,
-            form = FORM_MESSAGE,
+            form = self.form.name(),
             agent = details.slug(&self.worker),
             upstream = details.target.as_deref().map(host_and_port),
             outcome = details.outcome,
@@ -266,7 +282,7 @@ impl Record {
             client: self.client,
             agent: details.slug(&self.worker).map(str::to_owned),
             target: details.target.as_deref().unwrap_or_default().to_owned(),
-            form: FORM_MESSAGE,
+            form: self.form.name(),
             worker: self.worker.index,
             started: humantime::format_rfc3339_millis(self.started).to_string(),
             age_s: milliseconds(self.began.elapsed()) as f64 / 1000.0,

@@ -13,6 +13,7 @@ use super::{
     keys::Key,
     schema,
 };
+use crate::protocol::connect::Query;
 
 /// What a request leads to.
 #[derive(Debug)]
@@ -25,6 +26,8 @@ pub(super) enum Route {
         accept: String,
         api_key: Option<String>,
     },
+    /// The transparent form: the request is for the target that its query names.
+    Transparent,
 }
 
 #[derive(Serialize)]
@@ -75,11 +78,6 @@ pub(super) fn route(shared: &Shared, request: &Request, secure: bool) -> Route {
 }
 
 fn websocket(shared: &Shared, request: &Request) -> Route {
-    let query = request.query.as_deref().unwrap_or_default();
-    if url::form_urlencoded::parse(query.as_bytes()).any(|(name, _)| name == "url") {
-        let message = "/ws?url= is not built in this version; connect to /ws and send a connect message";
-        return Route::Answer(Response::error(501, "not_implemented", message));
-    }
     if !request.wants_websocket() {
         let message = "This is a WebSocket endpoint; see /ws/docs";
         return Route::Answer(Response::error(426, "upgrade_required", message).with("Upgrade", "websocket"));
@@ -92,8 +90,16 @@ fn websocket(shared: &Shared, request: &Request) -> Route {
         let answer = Response::error(426, "unsupported_version", "Only WebSocket version 13 is spoken here");
         return Route::Answer(answer.with("Upgrade", "websocket").with("Sec-WebSocket-Version", "13"));
     }
-    let accept = match request.websocket_accept() {
-        Ok(accept) => accept,
+    let route = match Query::read(request.query.as_deref().unwrap_or_default()) {
+        // What its key is worth is for the target to say, as all else in that handshake.
+        Some(_) => request.websocket_key().map(|_| Route::Transparent),
+        None => request.websocket_accept().map(|accept| {
+            let api_key = request.header("x-api-key").map(str::to_owned);
+            Route::WebSocket { accept, api_key }
+        }),
+    };
+    let route = match route {
+        Ok(route) => route,
         Err(bad) => return Route::Answer(bad.into()),
     };
     if shared.draining.load(Ordering::Relaxed) {
@@ -104,7 +110,7 @@ fn websocket(shared: &Shared, request: &Request) -> Route {
         let answer = Response::error(503, "overloaded", "This gateway has as many sessions as it takes");
         return Route::Answer(answer.with("Retry-After", "1"));
     }
-    Route::WebSocket { accept, api_key: request.header("x-api-key").map(str::to_owned) }
+    route
 }
 
 /// An answer for whoever shows a key: in `X-API-Key`, else as a bearer token (RFC 6750 section 2.1).
@@ -113,7 +119,7 @@ fn with_key(shared: &Shared, request: &Request, answer: impl FnOnce(&Key) -> ser
     let key: Result<Arc<Key>, _> = shared.keys.authenticate(secret, SystemTime::now());
     match key {
         Ok(key) => Response::json(200, answer(&key).unwrap_or_default()),
-        Err(failure) => Response::error(401, failure.code(), &failure.message()).with("WWW-Authenticate", "Bearer"),
+        Err(failure) => Response::from(&failure),
     }
 }
 

@@ -1,34 +1,40 @@
-//! A session's set-up: from the 101 through the connect message, the key and the dial to the relay.
+//! A session's set-up: from a request whose key is known through the dial to the relay. How the two forms ask for one, and
+//! how they are told of its end, is in [`message`] and [`transparent`].
 //!
 //! Ends where the relay begins: this future is large (buffers, JSON, the dial's own state), so it hands a small struct
 //! to a fresh task and goes.
+pub(super) mod message;
+pub(super) mod transparent;
+
 use std::{
     os::fd::AsFd,
     pin::pin,
     rc::Rc,
     sync::Arc,
-    time::{Duration, Instant, SystemTime},
+    time::{Duration, Instant},
 };
 
 use futures_util::future::{Either, select};
 
 use super::{
     agents::{self, Agent, Choice, InUse, Unmet},
-    connection::{Client, Expected, Filled, PATIENCE},
-    keys::SessionOfKey,
+    connection::{Client, PATIENCE},
+    keys::{Key, SessionOfKey},
     record::Record,
     worker::{Counted, Worker},
 };
 use crate::{
-    agent::dial::{Dialled, Timings},
-    gateway::http,
+    agent::{
+        dial::{Dialled, Timings},
+        handshake::Accepted,
+    },
     protocol::{
         answer::{self, Failure},
         close::Close,
-        connect::{self, ConnectError, ConnectRequest},
-        frame::{self, Opcode},
-        session::{Place, Side},
-        setup::{Event, Held, Setup, Watch},
+        connect::ConnectRequest,
+        session::Place,
+        setup::{Held, Watch},
+        transparent::answer_head,
     },
     relay::{
         self, Connected, Meter,
@@ -38,7 +44,7 @@ use crate::{
         wake::Signal,
     },
     runtime::sys,
-    telemetry::counters::{self, Stage},
+    telemetry::counters,
 };
 
 /// How often a client that is not being read from is looked at for a reset.
@@ -92,86 +98,32 @@ struct Admitted {
     counted: Counted,
 }
 
-pub(super) async fn set_up(
-    worker: &Rc<Worker>,
-    mut client: Client,
-    accept: &str,
-    api_key: Option<String>,
-    pending: Counted,
-) {
-    let _awaited = worker.tasks.awaited();
-    if client.send(&http::switching_protocols(accept)).await.is_err() {
-        return;
-    }
-    let upgraded = Instant::now();
-    let message = match connect_message(worker, &mut client).await {
-        Ok(message) => Ok(message),
-        Err(end @ End::Failure(_)) => Err(end),
-        Err(end) => return end.say(worker, client, None).await,
-    };
-    let record = Record::new(worker, client.peer);
-    worker.counters.took(Stage::Message, upgraded.elapsed());
-    let admitted = match message.and_then(|mut message| admit(worker, &record, &mut message, api_key.as_deref())) {
-        Ok(admitted) => admitted,
-        Err(end) => return end.say(worker, client, Some(&record)).await,
-    };
-    drop(pending);
-    match dial(worker, &mut client, &record, &admitted.request).await {
-        Ok((reached, held)) => begin(worker, client, record, admitted, reached, held).await,
-        Err(end) => end.say(worker, client, Some(&record)).await,
-    }
-}
-
-/// Waits for the connect message, as a strict WebSocket server.
-async fn connect_message(worker: &Worker, client: &mut Client) -> Result<Vec<u8>, End> {
-    let deadline = Instant::now() + worker.shared.limits.connect_timeout;
-    let mut setup = Setup::default();
-    let mut pongs = Vec::new();
-    loop {
-        let event = setup.next(&mut client.input);
-        if let Event::Ping(payload) = &event {
-            // Sent together when the input is used up: a client can pack thousands of pings into one segment.
-            frame::write(&mut pongs, Opcode::PONG, None, payload);
-            continue;
-        }
-        if !pongs.is_empty() {
-            client.send(&std::mem::take(&mut pongs)).await.map_err(|_| End::Gone)?;
-        }
-        match event {
-            Event::Message(message) => return Ok(message),
-            Event::Close(body) => return Err(End::Answer(body.answer())),
-            Event::Binary => return Err(unusable(&ConnectError::Binary)),
-            Event::TooLarge => return Err(unusable(&ConnectError::TooLarge)),
-            Event::Broken(why) => {
-                tracing::debug!(client = %client.peer, "a client broke the WebSocket protocol: {why}");
-                return Err(End::Broken);
-            }
-            Event::Ping(_) | Event::Incomplete => {}
-        }
-        match client.fill(deadline).await {
-            Filled::More => {}
-            Filled::Ended => return Err(End::Gone),
-            Filled::Late => return Err(End::Close(Close::CONNECT_TIMEOUT)),
-            Filled::Draining => return Err(End::Close(Close::RESTART_CLIENT)),
-        }
-    }
-}
-
-/// The checks of a connect message, in their order: JSON, key, fields, sessions of the key, bucket.
-fn admit(worker: &Worker, record: &Rc<Record>, message: &mut [u8], header_key: Option<&str>) -> Result<Admitted, End> {
+/// The checks of a request that is known to be usable, in their order: sessions in all, sessions of the key, bucket.
+fn admit(worker: &Worker, record: &Record, key: &Arc<Key>, request: ConnectRequest) -> Result<Admitted, End> {
     let shared = &worker.shared;
-    let message = connect::parse(message).map_err(|error| unusable(&error))?;
-    let key = shared.keys.identify(message.key(header_key)).map_err(End::Failure)?;
-    record.identified(&key);
-    key.check_expiry(SystemTime::now()).map_err(End::Failure)?;
-    let request = message.validate().map_err(|error| unusable(&error))?;
     record.validated(&request.target);
     // Looked at in the upgrade already; those who passed it together are counted here.
     let counted = Counted::new(shared, |shared| &shared.sessions, shared.limits.max_sessions)
         .ok_or(End::Failure(Failure::Overloaded))?;
-    let of_key = shared.keys.admit(&key, Instant::now()).map_err(End::Failure)?;
+    let of_key = shared.keys.admit(key, Instant::now()).map_err(End::Failure)?;
     record.admitted();
     Ok(Admitted { request, of_key, counted })
+}
+
+/// Reaches the target, and hands the session to the relay.
+///
+/// # Errors
+/// It came to another end, which the client is to be told of.
+async fn establish(
+    worker: &Rc<Worker>,
+    mut client: Client,
+    record: &Rc<Record>,
+    admitted: Admitted,
+) -> Result<(), (Client, End)> {
+    match dial(worker, &mut client, record, &admitted.request).await {
+        Ok((reached, held)) => begin(worker, client, record.clone(), admitted, reached, held).await,
+        Err(end) => Err((client, end)),
+    }
 }
 
 /// Dials the target while the client's frames are held. The client may make the dial pointless.
@@ -325,9 +277,14 @@ async fn begin(
     admitted: Admitted,
     reached: Reached,
     held: Held,
-) {
+) -> Result<(), (Client, End)> {
     let Reached { dialled, node_id, place, agent, in_use } = reached;
-    let message = answer::connected(&node_id, dialled.subprotocol.as_deref());
+    let message = match &dialled.accepted {
+        Accepted::Ours { subprotocol } => Some(answer::connected(&node_id, subprotocol.as_deref())),
+        Accepted::Passed(head) => answer_head(head, &node_id, &record.id()),
+    };
+    // An agent on another host can say anything.
+    let Some(message) = message else { return Err((client, End::Failure(Failure::AgentFailure))) };
     match client.send(&message).await {
         Ok(()) => record.connected(),
         // The relay finds the same, and tells the target.
@@ -355,26 +312,16 @@ async fn begin(
         record.relayed(relay);
         (record, of_key, counted, in_use, awaited, load)
     });
-}
-
-fn unusable(error: &ConnectError) -> End {
-    End::Failure(Failure::InvalidConnectMessage(error.to_string()))
+    Ok(())
 }
 
 impl End {
-    /// Says to the client what there is to say, and closes. `record`: where there was a connect message.
-    async fn say(self, worker: &Worker, mut client: Client, record: Option<&Record>) {
-        let code = match &self {
-            Self::Gone => None,
-            Self::Answer(payload) => payload.first_chunk().map(|code| u16::from_be_bytes(*code)),
-            Self::Close(close) => Some(close.code),
-            Self::Broken => Some(Close::PROTOCOL_ERROR.code),
-            Self::Failure(failure) => Some(failure.close_code()),
-        };
-        match (&self, record) {
+    /// Into the session's record, or the counters where there is none yet. `code`: of the Close that will say so.
+    fn note(&self, worker: &Worker, record: Option<&Record>, code: Option<u16>) {
+        match (self, record) {
             (Self::Gone | Self::Answer(_) | Self::Broken, Some(record)) => record.client_gone(code),
-            (Self::Close(close), Some(record)) => record.drained(close.code),
-            (Self::Failure(failure), Some(record)) => record.failed(failure),
+            (Self::Close(_), Some(record)) => record.drained(code),
+            (Self::Failure(failure), Some(record)) => record.failed(failure, code),
             (Self::Close(close), None) if *close == Close::CONNECT_TIMEOUT => {
                 worker.counters.refused(counters::TIMEOUT_MESSAGE);
             }
@@ -382,27 +329,9 @@ impl End {
             (Self::Broken, None) => worker.counters.refused(counters::BAD_FRAME),
             (Self::Gone | Self::Answer(_) | Self::Failure(_), None) => {}
         }
-        let (bytes, expected) = match self {
-            Self::Gone => return,
-            Self::Answer(payload) => {
-                let mut bytes = Vec::new();
-                frame::write(&mut bytes, Opcode::CLOSE, None, &payload);
-                (bytes, Expected::End)
-            }
-            Self::Close(close) => (close.to_bytes(None), Expected::Close),
-            Self::Broken => (Close::PROTOCOL_ERROR.to_bytes(None), Expected::Garbage),
-            Self::Failure(failure) => {
-                // Some texts name headers and cookies, which the client chose, so only the cause of a failed dial is
-                // logged.
-                if let Failure::TargetUnreachable(why) | Failure::TargetHandshakeInvalid(why) = &failure {
-                    tracing::debug!(client = %client.peer, code = failure.code(), "session refused: {why}");
-                }
-                (failure.to_frames(), Expected::Close)
-            }
-        };
-        if client.send(&bytes).await.is_ok() {
-            worker.counters.closed(Side::Client, code);
-            client.farewell(expected).await;
+        // Some texts name headers and cookies, which the client chose, so only the cause of a failed dial is logged.
+        if let Self::Failure(failure @ (Failure::TargetUnreachable(why) | Failure::TargetHandshakeInvalid(why))) = self {
+            tracing::debug!(code = failure.code(), "session refused: {why}");
         }
     }
 }

@@ -36,7 +36,7 @@ struct Error<'a> {
 
 /// The "connected" message as one text frame.
 pub fn connected(node_id: &str, subprotocol: Option<&str>) -> Vec<u8> {
-    text(&Connected { r#type: "connected", status: 101, node_id, subprotocol })
+    text(&json(&Connected { r#type: "connected", status: 101, node_id, subprotocol }))
 }
 
 /// Why a session did not come about.
@@ -52,6 +52,8 @@ pub enum Failure {
     Overloaded,
     /// With what is wrong, naming the field.
     InvalidConnectMessage(String),
+    /// The same, of a request in the transparent form.
+    InvalidRequest(String),
     TargetNotAllowed,
     NoAgent,
     /// With the cause in words.
@@ -71,7 +73,7 @@ impl Failure {
     /// The text for people.
     pub fn message(&self) -> String {
         match self {
-            Self::InvalidConnectMessage(what) => format!("{}: {what}", self.summary()),
+            Self::InvalidConnectMessage(what) | Self::InvalidRequest(what) => format!("{}: {what}", self.summary()),
             Self::TargetUnreachable(why) => format!("{}: {why}", self.summary()),
             Self::TargetRejected { status } => format!("Target answered HTTP {status}"),
             Self::TargetHandshakeInvalid(what) => format!("{}: {what}", self.summary()),
@@ -87,6 +89,7 @@ impl Failure {
             Self::TooManySessions => "too_many_sessions",
             Self::Overloaded => "overloaded",
             Self::InvalidConnectMessage(_) => "invalid_connect_message",
+            Self::InvalidRequest(_) => "invalid_request",
             Self::TargetNotAllowed => "target_not_allowed",
             Self::NoAgent => "no_agent",
             Self::TargetUnreachable(_) => "target_unreachable",
@@ -103,6 +106,7 @@ impl Failure {
             | Self::RateLimited { .. }
             | Self::TooManySessions
             | Self::InvalidConnectMessage(_)
+            | Self::InvalidRequest(_)
             | Self::TargetNotAllowed => POLICY_VIOLATION,
             Self::Overloaded => TRY_AGAIN_LATER,
             Self::NoAgent
@@ -114,8 +118,33 @@ impl Failure {
         }
     }
 
-    /// The error message and the Close behind it, as two frames.
-    pub fn to_frames(&self) -> Vec<u8> {
+    /// The status of the answer in the transparent form.
+    pub const fn status(&self) -> u16 {
+        match self {
+            Self::InvalidConnectMessage(_) | Self::InvalidRequest(_) => 400,
+            Self::InvalidKey => 401,
+            Self::TargetNotAllowed => 403,
+            Self::RateLimited { .. } | Self::TooManySessions => 429,
+            Self::TargetUnreachable(_)
+            | Self::TargetRejected { .. }
+            | Self::TargetHandshakeInvalid(_)
+            | Self::AgentFailure => 502,
+            Self::NoAgent | Self::Overloaded => 503,
+            Self::TargetTimeout => 504,
+        }
+    }
+
+    /// How long to wait before another try, where that is known.
+    pub const fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::RateLimited { retry_after } => Some(*retry_after),
+            Self::TooManySessions | Self::NoAgent | Self::Overloaded => Some(Duration::from_secs(1)),
+            _ => None,
+        }
+    }
+
+    /// The error message.
+    pub fn to_json(&self) -> Vec<u8> {
         let retry_after_ms = match self {
             Self::RateLimited { retry_after } => Some(whole_milliseconds(*retry_after)),
             _ => None,
@@ -125,8 +154,12 @@ impl Failure {
             _ => None,
         };
         let message = self.message();
-        let mut frames =
-            text(&Error { r#type: "error", message: &message, code: self.code(), retry_after_ms, target_status });
+        json(&Error { r#type: "error", message: &message, code: self.code(), retry_after_ms, target_status })
+    }
+
+    /// The error message and the Close behind it, as two frames.
+    pub fn to_frames(&self) -> Vec<u8> {
+        let mut frames = text(&self.to_json());
         let mut body = self.close_code().to_be_bytes().to_vec();
         body.extend_from_slice(self.summary().as_bytes());
         frame::write(&mut frames, Opcode::CLOSE, None, &body);
@@ -141,6 +174,7 @@ impl Failure {
             Self::TooManySessions => "Too many concurrent sessions",
             Self::Overloaded => "Gateway overloaded",
             Self::InvalidConnectMessage(_) => "Invalid connect message",
+            Self::InvalidRequest(_) => "Invalid request",
             Self::TargetNotAllowed => "Target not allowed",
             Self::NoAgent => "No agent available",
             Self::TargetUnreachable(_) => "Target connection failed",
@@ -157,11 +191,14 @@ fn whole_milliseconds(time: Duration) -> u64 {
     u64::try_from(time.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX)
 }
 
-fn text(message: &impl Serialize) -> Vec<u8> {
+fn json(message: &impl Serialize) -> Vec<u8> {
     // These types have string keys and plain values only, which always serialise.
-    let json = serde_json::to_vec(message).unwrap_or_default();
+    serde_json::to_vec(message).unwrap_or_default()
+}
+
+fn text(json: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(json.len() + 4);
-    frame::write(&mut out, Opcode::TEXT, None, &json);
+    frame::write(&mut out, Opcode::TEXT, None, json);
     out
 }
 

@@ -13,3 +13,4 @@ pub mod proxy;
 pub mod session;
 pub mod setup;
 pub mod target;
+pub mod transparent;

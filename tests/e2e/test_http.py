@@ -113,15 +113,6 @@ async def test_ws_without_a_key(world):
     assert (await request(world, gateway, upgrade_request(headers={"Sec-WebSocket-Key": None}))).status == 400
 
 
-@pytest.mark.parametrize("path", ["/ws?url=ws%3A%2F%2F127.0.0.1%2F", "/ws?apiKey=test-key&url=ws://127.0.0.1/", "/ws/?url="])
-@pytest.mark.parametrize("upgrade", [True, False])
-async def test_transparent_form_is_not_built(world, path, upgrade):
-    """`/ws?url=` answers 501 JSON"""
-    gateway = await world.gateway()
-    answer = await request(world, gateway, upgrade_request(path) if upgrade else get(path))
-    assert answer.status == 501 and answer.json()["type"] == "error", answer.head
-
-
 @pytest.mark.parametrize("path", ["/", "/wss", "/ws/doc", "/ws/docs/x", "/WS", "/metrics", "/%2e%2e/etc/passwd", "//ws"])
 async def test_anything_else_is_404(world, path):
     """anything else: 404 JSON"""

@@ -21,13 +21,14 @@ use super::{
 use crate::{
     agent::{
         dial::{Dialled, Timings},
+        handshake::Accepted,
         record::Record,
         worker::Worker,
     },
     protocol::{
         answer::Failure,
-        connect::{ConnectRequest, Selection},
-        link::{self, Reply, Request, Took},
+        connect::{ConnectRequest, Handshake, Opening, Selection},
+        link::{self, Head, Reply, Request, Took},
         session::Place,
         target::Target,
     },
@@ -184,7 +185,11 @@ async fn serve(worker: Rc<Worker>, ticket: Ticket, load: Load, asked: Asked, dra
     }
     match dialled {
         Ok((dialled, held)) => {
-            let connected = Reply::Connected { subprotocol: dialled.subprotocol.clone(), took: took(&timings) };
+            let (subprotocol, head) = match dialled.accepted.clone() {
+                Accepted::Ours { subprotocol } => (subprotocol, None),
+                Accepted::Passed(head) => (None, Some(Head(head))),
+            };
+            let connected = Reply::Connected { subprotocol, head, took: took(&timings) };
             if say(&socket, &connected).await.is_err() {
                 return worker.counters.outcome(counters::CLIENT_GONE);
             }
@@ -212,9 +217,14 @@ fn admit(worker: &Rc<Worker>, ticket: &Ticket, request: &Request) -> Result<Sess
     let record = record.ok_or(End::Refused("full"))?;
     let connect = ConnectRequest {
         target,
-        host: request.host.clone(),
-        headers: request.headers.clone(),
-        subprotocols: request.subprotocols.clone(),
+        opening: match &request.head {
+            Some(Head(head)) => Opening::Passed(head.clone()),
+            None => Opening::Ours(Handshake {
+                host: request.host.clone(),
+                headers: request.headers.clone(),
+                subprotocols: request.subprotocols.clone(),
+            }),
+        },
         selection: Selection::new(None, None),
         idle_timeout: None,
     };

@@ -12,7 +12,7 @@ use tokio_rustls::TlsConnector;
 
 use super::screen::harmless;
 use crate::{
-    agent::{dial as target_dial, handshake::AnswerReader, insecure::trust_anybody, tls},
+    agent::{dial as target_dial, handshake::{AnswerReader, Asked}, insecure::trust_anybody, tls},
     protocol::{
         answer::Failure,
         opening,
@@ -119,7 +119,7 @@ async fn open(gateway: &Target, mut stream: Box<dyn Stream>) -> anyhow::Result<O
         if stream.read_buf(&mut received).await? == 0 {
             anyhow::bail!("{} closed the connection instead of answering", gateway.host_and_port());
         }
-        match reader.next(&mut received, &key, &[]) {
+        match reader.next(&mut received, Asked::Ours { key: &key, subprotocols: &[] }) {
             Ok(None) => {}
             Ok(Some(_)) => return Ok(Opened { stream, received }),
             Err(Failure::TargetRejected { status }) => {

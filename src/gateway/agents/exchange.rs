@@ -6,11 +6,14 @@ use std::{
 };
 
 use crate::{
-    agent::dial::{Dialled, Timings},
+    agent::{
+        dial::{Dialled, Timings},
+        handshake::Accepted,
+    },
     protocol::{
         answer::Failure,
-        connect::ConnectRequest,
-        link::{self, Reply, Request, Took},
+        connect::{ConnectRequest, Handshake, Opening},
+        link::{self, Head, Reply, Request, Took},
     },
     relay::{
         buffers::Buffer,
@@ -41,14 +44,13 @@ pub async fn exchange(
     time: Duration,
     timings: &Timings,
 ) -> Result<Dialled, Unmet> {
-    let asked = Request {
-        session,
-        url: request.target.to_url(),
-        host: request.host.clone(),
-        headers: request.headers.clone(),
-        subprotocols: request.subprotocols.clone(),
-        timeout_ms: u64::try_from(time.as_millis()).unwrap_or(u64::MAX),
+    let (ours, head) = match &request.opening {
+        Opening::Ours(ours) => (ours.clone(), None),
+        Opening::Passed(head) => (Handshake::default(), Some(Head(head.clone()))),
     };
+    let Handshake { host, headers, subprotocols } = ours;
+    let timeout_ms = u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+    let asked = Request { session, url: request.target.to_url(), host, headers, subprotocols, head, timeout_ms };
     let socket = Rc::new(socket);
     let asked_at = Instant::now();
     let sent = deadline::within(&socket, link::ACCEPT, socket.send_bytes(&link::encode(&asked))).await;
@@ -69,13 +71,11 @@ pub async fn exchange(
         };
         match next(&socket, &mut input).await {
             Ok(Reply::Dialing) => begun = true,
-            Ok(Reply::Connected { subprotocol, took }) => {
+            Ok(Reply::Connected { subprotocol, head, took }) => {
                 note(&took, asked_at.elapsed(), timings);
-                let offered = |selected: &String| request.subprotocols.contains(selected);
-                if subprotocol.as_ref().is_some_and(|selected| !offered(selected)) {
-                    return Err(Unmet::Failed(Failure::AgentFailure));
-                }
-                return Ok(Dialled { socket, received: input, subprotocol });
+                let accepted = accepted(&request.opening, subprotocol, head);
+                let accepted = accepted.ok_or(Unmet::Failed(Failure::AgentFailure))?;
+                return Ok(Dialled { socket, received: input, accepted });
             }
             Ok(Reply::Failed { code, detail, status, took }) => {
                 note(&took, asked_at.elapsed(), timings);
@@ -89,6 +89,18 @@ pub async fn exchange(
             Ok(Reply::Accepted | Reply::Unknown) => {}
             Err(error) => return Err(lost(begun, error.to_string())),
         }
+    }
+}
+
+/// `None`: it is no answer to what was asked.
+fn accepted(asked: &Opening, subprotocol: Option<String>, head: Option<Head>) -> Option<Accepted> {
+    match (asked, head) {
+        (Opening::Ours(ours), None) => {
+            let offered = subprotocol.as_ref().is_none_or(|selected| ours.subprotocols.contains(selected));
+            offered.then_some(Accepted::Ours { subprotocol })
+        }
+        (Opening::Passed(_), Some(Head(head))) => Some(Accepted::Passed(head)),
+        _ => None,
     }
 }
 

@@ -8,7 +8,8 @@ use thiserror::Error;
 
 use crate::protocol::target::TargetError;
 
-/// Why a connect message is not usable. `Display` is the text behind `Invalid connect message: `.
+/// Why a connect message, or the query of the transparent form, is not usable. `Display` is the text behind `Invalid
+/// connect message: ` or `Invalid request: `.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum ConnectError {
     /// A binary message came; found by the caller.
@@ -49,6 +50,8 @@ pub enum Reason {
     CookieValue,
     #[error("must be a finite number, 0 or more")]
     NotATimeout,
+    #[error("not UTF-8")]
+    NotUtf8,
     #[error("is not supported by this gateway yet")]
     NotSupported,
 }

@@ -1,13 +1,15 @@
-//! The connect message: the one JSON object with which a client says whom it wants to reach.
+//! The connect message: the one JSON object with which a client says whom it wants to reach; and the [`Query`] that says
+//! the same in the transparent form.
 //!
-//! Owns what its fields mean and which of them are errors. It is read in two steps because the gateway's checks have
-//! an order (JSON, key, fields): [`parse`] takes the text apart, [`ConnectMessage::key`] gives the key to look up,
+//! Owns what the fields mean and which of them are errors. A message is read in two steps because the gateway's checks
+//! have an order (JSON, key, fields): [`parse`] takes the text apart, [`ConnectMessage::key`] gives the key to look up,
 //! and only then [`ConnectMessage::validate`] judges the rest. What comes out can go on the wire as it is. Must never
 //! look up a key, an agent or a name, and never let a key, a value or a credential into an error or `Debug`.
 mod cookies;
 mod error;
 mod headers;
 mod json;
+mod query;
 mod selection;
 #[cfg(test)]
 mod tests;
@@ -18,6 +20,7 @@ use std::time::Duration;
 pub use self::error::{ConnectError, Field, Reason};
 use self::headers::Headers;
 use self::json::{Members, Message, Value};
+pub use self::query::Query;
 pub use self::selection::Selection;
 use crate::protocol::target::Target;
 
@@ -29,19 +32,34 @@ pub struct ConnectMessage<'a> {
     message: Message<'a>,
 }
 
-/// A usable connect message: what to dial, what to say there, through whom.
+/// What a client asks for, in either form: what to dial, what to say there, through whom.
 #[derive(PartialEq, Eq)]
 pub struct ConnectRequest {
     pub target: Target,
+    pub opening: Opening,
+    pub selection: Selection,
+    /// How long the target may send no data message; `None` for as long as it likes.
+    pub idle_timeout: Option<Duration>,
+}
+
+/// The opening handshake with the target.
+#[derive(Clone, PartialEq, Eq)]
+pub enum Opening {
+    /// The agent's own, with what the client wants to say in it.
+    Ours(Handshake),
+    /// The client's own (the transparent form): this request head goes out as it is, and so does the answer come back.
+    Passed(Vec<u8>),
+}
+
+/// What the client wants to say in an opening handshake that an agent makes.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct Handshake {
     /// The `Host` header to send, its name as written: the client's own if it gave one, else the target's.
     pub host: (String, String),
     /// What goes to the target after the handshake's own headers, in this order and as written; no `Host`.
     pub headers: Vec<(String, String)>,
     /// The subprotocols that `headers` offers, one of which the target may select (RFC 6455 section 4.1).
     pub subprotocols: Vec<String>,
-    pub selection: Selection,
-    /// How long the target may send no data message; `None` for as long as it likes.
-    pub idle_timeout: Option<Duration>,
 }
 
 /// Reads a connect message as far as its key. The bytes are changed in place.
@@ -103,7 +121,8 @@ impl<'a> ConnectMessage<'a> {
         if self.message.field("proxy").is_some() {
             return Err(Reason::NotSupported.of("proxy"));
         }
-        Ok(ConnectRequest { target, host, headers: headers.into_list(), subprotocols, selection, idle_timeout })
+        let opening = Opening::Ours(Handshake { host, headers: headers.into_list(), subprotocols });
+        Ok(ConnectRequest { target, opening, selection, idle_timeout })
     }
 
     fn text(&self, name: &'static str) -> Result<Option<&'a str>, ConnectError> {
@@ -138,15 +157,32 @@ impl fmt::Debug for ConnectMessage<'_> {
     }
 }
 
-/// Names of headers, not their values.
+/// Nothing that could be a secret.
 impl fmt::Debug for ConnectRequest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ConnectRequest")
             .field("target", &self.target)
-            .field("headers", &self.headers.iter().map(|(name, _)| name).collect::<Vec<_>>())
+            .field("opening", &self.opening)
             .field("selection", &self.selection)
             .field("idle_timeout", &self.idle_timeout)
             .finish_non_exhaustive()
+    }
+}
+
+/// Names of headers, not their values.
+impl fmt::Debug for Opening {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Ours(handshake) => handshake.fmt(f),
+            Self::Passed(head) => write!(f, "Passed({} bytes)", head.len()),
+        }
+    }
+}
+
+/// Names of headers, not their values.
+impl fmt::Debug for Handshake {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.headers.iter().map(|(name, _)| name)).finish()
     }
 }
 

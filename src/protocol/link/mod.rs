@@ -9,9 +9,12 @@
 //! protocol number in common understand each other. Must never show a header, a cookie or a path in `Debug`.
 pub mod liveness;
 
-use std::{fmt, ops::RangeInclusive, time::Duration};
+use std::{borrow::Cow, fmt, ops::RangeInclusive, time::Duration};
 
-use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde::{
+    Deserialize, Deserializer, Serialize, Serializer,
+    de::{DeserializeOwned, Error as _},
+};
 use thiserror::Error;
 
 use super::answer::Failure;
@@ -102,6 +105,9 @@ pub struct Request {
     pub headers: Vec<(String, String)>,
     /// Which of these the target may select.
     pub subprotocols: Vec<String>,
+    /// The head that goes out instead of one made of `host` and `headers` (the transparent form).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub head: Option<Head>,
     /// The time that is left for all of DNS, TCP, TLS and opening handshake, in milliseconds.
     pub timeout_ms: u64,
 }
@@ -109,6 +115,31 @@ pub struct Request {
 impl fmt::Debug for Request {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Request").field("session", &self.session).finish_non_exhaustive()
+    }
+}
+
+/// A head that passes as it is. Headers may hold bytes that are no UTF-8 (RFC 9110 section 5.5), which JSON cannot, so
+/// each byte is the character of its number.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Head(pub Vec<u8>);
+
+impl fmt::Debug for Head {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Head({} bytes)", self.0.len())
+    }
+}
+
+impl Serialize for Head {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&self.0.iter().map(|byte| char::from(*byte)).collect::<String>())
+    }
+}
+
+impl<'de> Deserialize<'de> for Head {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = <Cow<'de, str>>::deserialize(deserializer)?;
+        let bytes: Result<Vec<u8>, _> = text.chars().map(u8::try_from).collect();
+        bytes.map(Self).map_err(|_| D::Error::custom("a character that is no byte"))
     }
 }
 
@@ -126,6 +157,9 @@ pub enum Reply {
     Connected {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         subprotocol: Option<String>,
+        /// The answer's head, where the request had one.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        head: Option<Head>,
         #[serde(default)]
         took: Took,
     },

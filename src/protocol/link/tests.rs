@@ -7,6 +7,7 @@ fn request() -> Request {
         host: ("host".into(), "target.example".into()),
         headers: vec![("x-B".into(), "\"1\"".into()), ("a".into(), "ü".into())],
         subprotocols: vec!["mqtt".into()],
+        head: Some(Head((0..=255).collect())),
         timeout_ms: 15_000,
     }
 }
@@ -50,8 +51,8 @@ fn all_messages() {
         Reply::Accepted,
         Reply::Dialing,
         Reply::Refused { reason: "draining".into() },
-        Reply::Connected { subprotocol: Some("mqtt".into()), took },
-        Reply::Connected { subprotocol: None, took: Took::default() },
+        Reply::Connected { subprotocol: Some("mqtt".into()), head: None, took },
+        Reply::Connected { subprotocol: None, head: Some(Head(b"\xfc\0\"\\".to_vec())), took: Took::default() },
         Reply::failed(&Failure::TargetRejected { status: 403 }, took),
     ]);
 }
@@ -66,7 +67,7 @@ fn a_later_version_is_passed_over() {
         assert_eq!(decode(&mut bytes), Ok(Some(expected)), "{json}");
     }
     let mut bytes = framed(br#"{"type":"connected","mood":"good"}"#);
-    assert_eq!(decode(&mut bytes), Ok(Some(Reply::Connected { subprotocol: None, took: Took::default() })));
+    assert_eq!(decode(&mut bytes), Ok(Some(Reply::Connected { subprotocol: None, head: None, took: Took::default() })));
 }
 
 #[test]

@@ -3,7 +3,7 @@ use std::fmt;
 
 use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 
-use super::super::{ConnectRequest, Selection, comma_list, idle_timeout};
+use super::super::{ConnectRequest, Handshake, Opening, Selection, comma_list, idle_timeout};
 use crate::protocol::target::Target;
 
 #[derive(Clone, Debug)]
@@ -164,7 +164,8 @@ pub fn validate(fields: &[(String, Json)]) -> Result<ConnectRequest, Vec<String>
     }
     let subprotocols = given(&headers, "sec-websocket-protocol").map_or(vec![], |(_, list)| comma_list(&list));
     let selection = Selection::new(geo.as_deref(), agent.as_deref());
-    Ok(ConnectRequest { target, host, headers, subprotocols, selection, idle_timeout: idle_timeout(timeout).unwrap() })
+    let opening = Opening::Ours(Handshake { host, headers, subprotocols });
+    Ok(ConnectRequest { target, opening, selection, idle_timeout: idle_timeout(timeout).unwrap() })
 }
 
 fn merged(header: &str, cookies: &[(String, String)]) -> String {

@@ -1,0 +1,214 @@
+//! The transparent form: an opening handshake that passes end to end, so that client and target agree on key, accept,
+//! subprotocol and extensions with each other.
+//!
+//! Owns which headers pass, in both directions. What passes does so as it was written and in its order.
+use super::target::Target;
+
+/// The most headers of a head that passes.
+const MAX_HEADERS: usize = 100;
+
+/// Headers of ours in the answer; the target's own of these names do not pass.
+const NODE_ID: &str = "Ringway-Node-Id";
+const SESSION_ID: &str = "Ringway-Session-Id";
+
+/// Where the client's API key was found, which decides what of its request may pass.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KeyCameIn {
+    /// `X-API-Key`.
+    Header,
+    /// A page that opened this address in somebody's browser would send along what that browser holds for the gateway's
+    /// name, so `Cookie` and `Authorization` do not pass.
+    Query,
+    /// `Authorization: Bearer`.
+    Bearer,
+}
+
+/// The head of the request to the target, made of the client's: its headers, but for those that belong to one hop, carried
+/// its key, or tell who it is. `Host` is the target's.
+pub fn request_head(target: &Target, headers: &[(String, Vec<u8>)], key: KeyCameIn) -> Vec<u8> {
+    let options = ConnectionOptions::of(headers.iter().map(|(name, value)| (name.as_str(), &value[..])));
+    let mut out = format!("GET {} HTTP/1.1\r\n", target.path_and_query).into_bytes();
+    let mut authorized = false;
+    for (name, value) in headers {
+        let lower = name.to_ascii_lowercase();
+        if lower == "host" {
+            line(&mut out, name, target.authority().as_bytes());
+            continue;
+        }
+        let carried_key = match key {
+            KeyCameIn::Header => false,
+            KeyCameIn::Query => matches!(lower.as_str(), "cookie" | "authorization"),
+            KeyCameIn::Bearer => lower == "authorization",
+        };
+        let passes =
+            !carried_key && lower != "x-api-key" && !tells_who(&lower) && !of_one_hop(&lower) && !options.name(&lower);
+        if passes {
+            authorized |= lower == "authorization";
+            line(&mut out, name, value);
+        }
+    }
+    if let (Some(basic), false) = (&target.basic, authorized) {
+        line(&mut out, "Authorization", basic.as_bytes());
+    }
+    out.extend_from_slice(b"\r\n");
+    out
+}
+
+/// The head of the answer to the client, made of the target's 101. `None`: that is no such head.
+pub fn answer_head(head: &[u8], node_id: &str, session_id: &str) -> Option<Vec<u8>> {
+    let mut headers = [httparse::EMPTY_HEADER; MAX_HEADERS];
+    let mut answer = httparse::Response::new(&mut headers);
+    if answer.parse(head) != Ok(httparse::Status::Complete(head.len())) || answer.code != Some(101) {
+        return None;
+    }
+    let headers = answer.headers.iter().map(|header| (header.name, header.value));
+    let options = ConnectionOptions::of(headers.clone());
+    let mut out = b"HTTP/1.1 101 Switching Protocols\r\n".to_vec();
+    for (name, value) in headers {
+        let lower = name.to_ascii_lowercase();
+        let ours = [NODE_ID, SESSION_ID].iter().any(|ours| ours.eq_ignore_ascii_case(name));
+        if !ours && !of_the_targets_name(&lower) && !of_one_hop(&lower) && !options.name(&lower) {
+            line(&mut out, name, value);
+        }
+    }
+    line(&mut out, NODE_ID, node_id.as_bytes());
+    line(&mut out, SESSION_ID, session_id.as_bytes());
+    out.extend_from_slice(b"\r\n");
+    Some(out)
+}
+
+fn line(out: &mut Vec<u8>, name: &str, value: &[u8]) {
+    out.extend_from_slice(name.as_bytes());
+    out.extend_from_slice(b": ");
+    out.extend_from_slice(value);
+    out.extend_from_slice(b"\r\n");
+}
+
+/// The headers that `Connection` names: they are for one hop (RFC 9110 section 7.6.1).
+struct ConnectionOptions(Vec<String>);
+
+impl ConnectionOptions {
+    fn of<'a>(headers: impl Iterator<Item = (&'a str, &'a [u8])>) -> Self {
+        let lists = headers.filter(|(name, _)| name.eq_ignore_ascii_case("connection"));
+        let options = lists.flat_map(|(_, list)| list.split(|byte| *byte == b','));
+        Self(options.map(|option| String::from_utf8_lossy(option).trim().to_ascii_lowercase()).collect())
+    }
+
+    /// Whether it names this header. What the opening handshake is made of passes nevertheless.
+    fn name(&self, lower: &str) -> bool {
+        let of_the_handshake = lower == "connection" || lower == "upgrade" || lower.starts_with("sec-websocket-");
+        !of_the_handshake && self.0.iter().any(|option| option == lower)
+    }
+}
+
+/// RFC 9110 section 7.6.1 without `Connection` and `Upgrade`, of which the opening handshake is made; and what frames a
+/// body, of which there is none.
+fn of_one_hop(lower: &str) -> bool {
+    matches!(lower, "keep-alive" | "te" | "trailer" | "transfer-encoding" | "content-length")
+        || lower.starts_with("proxy-")
+}
+
+/// What a proxy in front of the gateway has noted of the client.
+fn tells_who(lower: &str) -> bool {
+    matches!(lower, "forwarded" | "x-real-ip" | "via" | "true-client-ip")
+        || lower.starts_with("x-forwarded-")
+        || lower.starts_with("cf-")
+}
+
+/// What a target says for its own name, which a browser would take as the gateway's.
+fn of_the_targets_name(lower: &str) -> bool {
+    matches!(lower, "set-cookie" | "set-cookie2" | "strict-transport-security" | "alt-svc" | "clear-site-data")
+        || lower.starts_with("access-control-")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HANDSHAKE: &str = "Upgrade: websocket\r\nConnection: keep-alive, Upgrade\r\nSec-WebSocket-Key: k\r\n";
+
+    fn passed(url: &str, headers: &str, key: KeyCameIn) -> String {
+        let headers: Vec<_> = headers
+            .split_terminator("\r\n")
+            .filter_map(|line| line.split_once(": "))
+            .map(|(name, value)| (name.to_owned(), value.as_bytes().to_vec()))
+            .collect();
+        let head = request_head(&Target::parse(url).unwrap(), &headers, key);
+        String::from_utf8(head).unwrap()
+    }
+
+    #[test]
+    fn a_request_passes_as_it_was_written() {
+        let ours = "hOST: target.example:81\r\n";
+        let rest = format!("{HANDSHAKE}sec-websocket-extensions: permessage-deflate; x=1\r\nX-a: 1\r\nx-A: 2\r\n");
+        let head = passed("ws://target.example:81/p?q", &format!("hOST: gateway\r\n{rest}"), KeyCameIn::Header);
+        assert_eq!(head, format!("GET /p?q HTTP/1.1\r\n{ours}{rest}\r\n"));
+    }
+
+    #[test]
+    fn what_belongs_to_a_hop_or_tells_who_does_not_pass() {
+        for name in [
+            "Keep-Alive",
+            "TE",
+            "Trailer",
+            "Transfer-Encoding",
+            "Content-Length",
+            "Proxy-Authorization",
+            "Forwarded",
+            "X-Forwarded-For",
+            "X-Forwarded-Client-Cert",
+            "x-real-ip",
+            "VIA",
+            "True-Client-IP",
+            "CF-Connecting-IP",
+            "X-API-Key",
+            "X-Named",
+        ] {
+            let named = "Connection: x-named, Upgrade, sec-websocket-key\r\nSec-WebSocket-Key: k\r\n";
+            let head = passed("ws://h/", &format!("Host: g\r\n{named}{name}: secret\r\n"), KeyCameIn::Header);
+            assert_eq!(head, format!("GET / HTTP/1.1\r\nHost: h\r\n{named}\r\n"), "{name}");
+        }
+    }
+
+    #[test]
+    fn what_carried_the_key_does_not_pass() {
+        let (authorization, cookie) = ("Authorization: Bearer b\r\n", "Cookie: a=b\r\n");
+        for (key, expected) in [
+            (KeyCameIn::Header, format!("{authorization}{cookie}")),
+            (KeyCameIn::Bearer, cookie.to_owned()),
+            (KeyCameIn::Query, String::new()),
+        ] {
+            let head = passed("ws://h/", &format!("Host: g\r\n{authorization}{cookie}"), key);
+            assert_eq!(head, format!("GET / HTTP/1.1\r\nHost: h\r\n{expected}\r\n"), "{key:?}");
+        }
+    }
+
+    #[test]
+    fn credentials_of_the_url_are_sent_unless_others_pass() {
+        let url = "ws://u:p@h/";
+        let head = passed(url, "Host: g\r\nAuthorization: Bearer b\r\n", KeyCameIn::Bearer);
+        assert_eq!(head, "GET / HTTP/1.1\r\nHost: h\r\nAuthorization: Basic dTpw\r\n\r\n");
+        let head = passed(url, "Host: g\r\nAuthorization: Bearer b\r\n", KeyCameIn::Header);
+        assert_eq!(head, "GET / HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer b\r\n\r\n");
+    }
+
+    #[test]
+    fn an_answer_passes_without_what_is_the_targets_own() {
+        let passes = format!("{HANDSHAKE}Sec-WebSocket-Accept: a\r\nX-Odd: \u{fc}\r\nServer: s\r\n");
+        let stays = "Set-Cookie: a=b\r\nset-cookie2: c\r\nStrict-Transport-Security: x\r\nAlt-Svc: x\r\n\
+            Clear-Site-Data: x\r\nAccess-Control-Allow-Origin: *\r\nKeep-Alive: 5\r\nContent-Length: 0\r\n\
+            ringway-node-id: forged\r\nRingway-Session-Id: forged\r\n";
+        let head = format!("HTTP/1.1 101 Whatever\r\n{passes}{stays}\r\n");
+        let ours = "Ringway-Node-Id: node\r\nRingway-Session-Id: 0a\r\n";
+        let expected = format!("HTTP/1.1 101 Switching Protocols\r\n{passes}{ours}\r\n");
+        let answer = answer_head(head.as_bytes(), "node", "0a").unwrap();
+        assert_eq!(String::from_utf8(answer).unwrap(), expected);
+    }
+
+    #[test]
+    fn what_is_no_answer() {
+        for head in ["", "HTTP/1.1 200 OK\r\n\r\n", "HTTP/1.1 101 X\r\n", "HTTP/1.1 101 X\r\n\r\nmore", "\x16\x03"] {
+            assert_eq!(answer_head(head.as_bytes(), "n", "s"), None, "{head:?}");
+        }
+    }
+}
