@@ -73,7 +73,7 @@ pub async fn exchange(
             Ok(Reply::Dialing) => begun = true,
             Ok(Reply::Connected { subprotocol, head, took }) => {
                 note(&took, asked_at.elapsed(), timings);
-                let accepted = accepted(&request.opening, subprotocol, head);
+                let accepted = judge(&request.opening, subprotocol, head);
                 let accepted = accepted.ok_or(Unmet::Failed(Failure::AgentFailure))?;
                 return Ok(Dialled { socket, received: input, accepted });
             }
@@ -93,7 +93,7 @@ pub async fn exchange(
 }
 
 /// `None`: it is no answer to what was asked.
-fn accepted(asked: &Opening, subprotocol: Option<String>, head: Option<Head>) -> Option<Accepted> {
+fn judge(asked: &Opening, subprotocol: Option<String>, head: Option<Head>) -> Option<Accepted> {
     match (asked, head) {
         (Opening::Ours(ours), None) => {
             let offered = subprotocol.as_ref().is_none_or(|selected| ours.subprotocols.contains(selected));
