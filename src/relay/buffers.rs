@@ -15,21 +15,24 @@ use monoio::buf::{IoBuf, IoBufMut};
 use super::pool::Pool;
 use crate::telemetry::counters::WorkerCounters;
 
-/// Bytes in a buffer: large enough that 16 KiB frames cost few system calls, small enough to lend freely.
+/// So much is received at once: large enough that 16 KiB frames cost few system calls, small enough to lend freely.
 pub const BUFFER_LEN: usize = 64 * 1024;
+/// What TLS adds to so much: with room for it four full records are received, or sent, at once, and not three and then
+/// the rest.
+const RECORD_OVERHEAD: usize = 1024;
 
 thread_local! {
     static POOL: RefCell<Pool<Box<[u8]>>> = const { RefCell::new(Pool::new()) };
 }
 
-/// A buffer of [`BUFFER_LEN`] bytes, lent by the pool of this thread; it goes back when dropped.
+/// A buffer of [`BUFFER_LEN`] bytes and a little more, lent by the pool of this thread; it goes back when dropped.
 #[derive(Debug)]
 pub struct Buffer(Box<[u8]>);
 
 impl Buffer {
     /// Takes a buffer. What it holds is left over from other sessions: only what is received into it may be used.
     pub fn take() -> Self {
-        let make = || Ok::<_, Infallible>(vec![0; BUFFER_LEN].into_boxed_slice());
+        let make = || Ok::<_, Infallible>(vec![0; BUFFER_LEN + RECORD_OVERHEAD].into_boxed_slice());
         let Ok(bytes) = POOL.with_borrow_mut(|pool| pool.lend(make));
         Self(bytes)
     }
