@@ -116,7 +116,8 @@ fn judge(head: &[u8], asked: Asked<'_>) -> Result<Option<Accepted>, Failure> {
     match response.code.unwrap_or_default() {
         101 => match asked {
             Asked::Ours { key, subprotocols } => {
-                let subprotocol = check(response.headers, key, subprotocols).map_err(Failure::TargetHandshakeInvalid)?;
+                let subprotocol =
+                    check(response.headers, key, subprotocols).map_err(Failure::TargetHandshakeInvalid)?;
                 Ok(Some(Accepted::Ours { subprotocol }))
             }
             Asked::Passed => Ok(Some(Accepted::Passed(head.to_vec()))),

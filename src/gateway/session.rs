@@ -330,7 +330,8 @@ impl End {
             (Self::Gone | Self::Answer(_) | Self::Failure(_), None) => {}
         }
         // Some texts name headers and cookies, which the client chose, so only the cause of a failed dial is logged.
-        if let Self::Failure(failure @ (Failure::TargetUnreachable(why) | Failure::TargetHandshakeInvalid(why))) = self {
+        if let Self::Failure(failure @ (Failure::TargetUnreachable(why) | Failure::TargetHandshakeInvalid(why))) = self
+        {
             tracing::debug!(code = failure.code(), "session refused: {why}");
         }
     }

@@ -108,7 +108,7 @@ mod tests {
             ("url=", "url: must start with ws:// or wss://"),
             ("url=http://h/", "url: must start with ws:// or wss://, not http://"),
             ("url=ws://h/%23x", "url: must not have a fragment (write # as %23)"),
-            ("url=ws://h/%0d%0a", "url: must not contain control characters"),
+            ("url=ws://h/%0d%0ax", "url: must not contain control characters"),
             ("url=ws://h/%ff", "url: not UTF-8"),
             ("url=ws://h/&geo=%ff", "geo: not UTF-8"),
             ("url=ws://h/&idle_timeout=x", "idle_timeout: must be a finite number, 0 or more"),
