@@ -172,6 +172,7 @@ impl Record {
         let stages = [
             (Stage::Dns, &timings.dns),
             (Stage::Tcp, &timings.tcp),
+            (Stage::Proxy, &timings.proxy),
             (Stage::Tls, &timings.tls),
             (Stage::Upgrade, &timings.upgrade),
         ];
