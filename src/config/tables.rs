@@ -60,7 +60,7 @@ pub struct EgressConfig {
 /// `[limits]` of agent.toml, which stand in gateway.toml too.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AgentLimits {
-    /// For name, TCP, TLS and opening handshake of the target together.
+    /// For name, TCP, proxy, TLS and opening handshake of the target together.
     pub target_timeout: Duration,
     /// How long a shutdown waits at most.
     pub drain: Duration,

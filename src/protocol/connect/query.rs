@@ -55,7 +55,7 @@ impl<'a> Query<'a> {
     /// As it was written.
     fn value(&self, name: &str) -> Option<&'a str> {
         let pairs = self.0.split('&').map(|pair| pair.split_once('=').unwrap_or((pair, "")));
-        pairs.filter(|(given, _)| percent_decode_str(given).eq(name.bytes())).last().map(|(_, value)| value)
+        pairs.rev().find(|(given, _)| percent_decode_str(given).eq(name.bytes())).map(|(_, value)| value)
     }
 }
 
