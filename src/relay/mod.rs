@@ -42,7 +42,7 @@ use crate::{
 /// How often each peer is looked at, whether it is lost, and how many sessions at a time: for a moment that nobody
 /// notices.
 const SWEEP: Duration = Duration::from_secs(5);
-const AT_A_TIME: usize = 256;
+const AT_A_TIME: usize = 32;
 
 /// Sessions that are told to end before the other tasks of the thread have their turn.
 const BATCH: usize = 64;
