@@ -34,12 +34,22 @@ class Case:
     """In pieces of so many bytes."""
     closes: bool = True
     """A Close 1000 follows, behind all that the peer sends back."""
+    cut: int | None = None
+    """No Close: TCP ends behind so many bytes of a frame."""
     deflate: bool = False
     """With permessage-deflate agreed on."""
 
     def raw(self, masks: bool) -> bytes:
         return b"".join(one.raw(masks) for one in self.sent)
 
+    def end(self, masks: bool) -> bytes | None:
+        """What goes out behind all that the peer sends back."""
+        if self.cut is not None:
+            return text(b"x" * 20).raw(masks)[: self.cut]
+        return F(CLOSE, DONE).raw(masks) if self.closes else None
+
+
+DONE = close_payload(1000, "done")
 
 LAST = b"the last one"
 """The message behind all others, for which a server's echo is awaited: an application that has messages to answer when the
@@ -161,6 +171,7 @@ SECTIONS: dict[str, list[Case]] = {
         Case("64 bits for 65535", [F(BINARY, NOISE[:65535], form=64), text("behind")]),
         Case("16 bits for a ping of 5", [F(PING, b"hello", form=16), text("behind")]),
     ],
+    "TCP ends": [Case(f"{cut} bytes behind a frame", [text(), F(PING, b"p")], cut=cut) for cut in (0, 1, 3, 12)],
     "compression": [
         deflated("a message", [text(packed(b"hello" * 100), rsv=4)]),
         deflated("two with one context", [text(packed(b"hello"), rsv=4), text(packed(b"hello"), rsv=4)]),
