@@ -39,6 +39,8 @@ class Case:
     """A Close 1000 follows, behind all that the peer sends back."""
     cut: int | None = None
     """No Close: TCP ends behind so many bytes of a frame."""
+    only: str | None = None
+    """With peers of this make only."""
     deflate: bool = False
     """With permessage-deflate agreed on."""
 
@@ -202,6 +204,7 @@ LARGE = [
     *(Case(f"{kind} of 1 MiB", [F(KINDS[kind], LETTERS if kind == "text" else NOISE)]) for kind in ("text", "binary")),
     *(Case(f"{kind} of 1 MiB in fragments of {size}", fragments(KINDS[kind], LETTERS if kind == "text" else NOISE, size)) for kind in ("text", "binary") for size in (256, 1024, 4096)),
     # `websockets` refuses more than 4096 fragments, and takes 10 s to hang up.
+    *(Case(f"{kind} of 1 MiB in fragments of 64", fragments(KINDS[kind], LETTERS if kind == "text" else NOISE, 64), only="ws") for kind in ("text", "binary")),
     *(Case(f"{kind} of 256 KiB in fragments of 64", fragments(KINDS[kind], (LETTERS if kind == "text" else NOISE)[: 1 << 18], 64)) for kind in ("text", "binary")),
     *(Case(f"1 MiB in fragments of {size}", fragments(BINARY, NOISE, size)) for size in (65_536, 300_000)),
     Case("1 MiB in pieces of 1000", [F(BINARY, NOISE)], chop=1000),
