@@ -216,6 +216,7 @@ function drawForm() {
   mark();
 }
 
+const NOT_COPIED = 'The browser did not let it be copied.';
 async function copy(text) {
   try {
     await navigator.clipboard.writeText(text);
@@ -277,14 +278,11 @@ function add(way, kind, data, size = 0) {
   entries.push(entry);
   kept += size;
   if (shown !== entries && passes(entry)) shown.push(entry);
-  if (entries.length > MOST_MESSAGES || kept > MOST_BYTES) {
-    let gone = Math.max(1, Math.ceil(entries.length / 10));
-    for (let left = kept - entries.slice(0, gone).reduce((sum, one) => sum + one.size, 0); left > MOST_BYTES && gone < entries.length - 1; gone += 1) left -= entries[gone].size;
-    const out = entries.slice(0, gone);
-    kept -= out.reduce((sum, one) => sum + one.size, 0);
-    dropped += out.length;
-    entries = entries.slice(gone);
-    filter();
+  while (entries.length > MOST_MESSAGES || (kept > MOST_BYTES && entries.length > 1)) {
+    const gone = entries.splice(0, Math.ceil(entries.length / 10));
+    kept -= gone.reduce((sum, one) => sum + one.size, 0);
+    dropped += gone.length;
+    if (shown !== entries) filter();
   }
   schedule();
   return entry;
@@ -374,6 +372,7 @@ function hexdump(bytes) {
 function detail(entry) {
   selected = entry;
   $('detail').hidden = !entry;
+  $('message-copied').textContent = '';
   if (entry) {
     const isText = typeof entry.data === 'string';
     const cut = isText ? entry.data.length - DETAIL : entry.data.length - DETAIL_BYTES;
@@ -603,7 +602,11 @@ function member([name, schema], required) {
   const description = make('dd', '', notes);
   if (schema.enum) {
     const words = make('ul', 'words');
-    for (const word of schema.enum) words.append(make('li')), words.lastChild.append(make('code', '', word));
+    for (const word of schema.enum) {
+      const item = make('li');
+      item.append(make('code', '', word));
+      words.append(item);
+    }
     description.append(words);
   }
   if (notes || schema.enum) box.append(description);
@@ -639,7 +642,7 @@ load('docs').then((docs) => {
 }, () => { /* the page works without */ });
 
 // --- what is pressed ---------------------------------------------------------------------------------------------------
-/** RFC of the trade: arrows move between tabs, and only the chosen one is in the tab order. */
+/** As ARIA has it: arrows move between tabs, and only the chosen one is in the tab order. */
 function tabs(id, chosenTab) {
   const all = [...$(id).querySelectorAll('[role="tab"]')];
   const choose = (tab) => {
@@ -695,13 +698,13 @@ $('close-detail').addEventListener('click', () => { detail(null); list.focus(); 
 $('copy-message').addEventListener('click', async () => {
   if (!selected) return;
   const done = await copy(typeof selected.data === 'string' ? selected.data : hex(selected.data));
-  tell($('state').dataset.state, done ? 'Message copied' : 'The browser did not let it be copied');
+  $('message-copied').textContent = done ? 'Copied.' : NOT_COPIED;
 });
 $('copy').addEventListener('click', async () => {
   const written = callText(false);
   if (!written) return;
   const done = await copy(written[1]);
-  $('copied').textContent = !done ? 'The browser did not let it be copied.' : read().key ? 'Copied, with the key in it.' : 'Copied.';
+  $('copied').textContent = !done ? NOT_COPIED : read().key ? 'Copied, with the key in it.' : 'Copied.';
 });
 $('show-key').addEventListener('click', () => {
   keyShown = !keyShown;
