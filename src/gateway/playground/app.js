@@ -170,7 +170,7 @@ const CALLS = {
       // In a literal, "__proto__" would be the prototype.
       const name = (text) => (text === '__proto__' ? '["__proto__"]' : literal(text));
       return ['In a browser, or Node.js 22 and later.',
-        `const ws = new WebSocket(${literal(address)});\nws.onopen = () => ws.send(JSON.stringify(${object(members(call, key), '', name)}));\n${events}`];
+        `const ws = new WebSocket(${literal(address)});\nws.onopen = () => {\n  ws.send(JSON.stringify(${object(members(call, key), '  ', name)}));\n  ws.send("hello");\n};\n${events}`];
     }
     const protocols = subprotocols(call).length ? `, [${subprotocols(call).map(literal).join(', ')}]` : '';
     return ['A browser sets no headers, so the key stands in the address; headers and cookies are left out.',
