@@ -152,17 +152,17 @@ async def test_the_target_closes(world, browser):
 
 
 @in_browser
-@pytest.mark.parametrize("code, reason, problem", [("1001", "", "3000 to 4999"), ("x", "", "3000 to 4999"), ("", "why", "needs a code"), ("1000", "ü" * 62, "123 bytes")])
-async def test_a_close_that_cannot_be(world, browser, code, reason, problem):
+async def test_a_close_that_cannot_be(world, browser):
     """close with code and reason: what a browser cannot send is said, and the session goes on"""
     async with playground(world, browser) as page:
         await connect(page)
-        await page.fill("#close-code", code)
-        await page.fill("#close-reason", reason)
-        await page.click("#disconnect")
-        assert problem in await page.text("#close-problem")
-        await say(page, "still there")
-        await until_row(page, "still there")
+        for code, reason, problem in (("1001", "", "3000 to 4999"), ("x", "", "3000 to 4999"), ("", "why", "needs a code"), ("1000", "ü" * 62, "123 bytes")):
+            await page.fill("#close-code", code)
+            await page.fill("#close-reason", reason)
+            await page.click("#disconnect")
+            assert problem in await page.text("#close-problem")
+            await say(page, f"still there, {problem}")
+            await until_row(page, f"still there, {problem}")
 
 
 @in_browser
@@ -235,33 +235,39 @@ async def test_a_proxy(world, browser):
 
 
 @in_browser
-@pytest.mark.parametrize("field, value, said", [
-    ("key", "wrong", "Invalid or missing API key (invalid_key)"), ("key", "", "Invalid or missing API key (invalid_key)"), ("geo", "AT", "No agent available (no_agent)"),
-    ("url", "ws://127.0.0.1:1/", "Target connection failed"), ("url", "http://127.0.0.1/", "Invalid connect message: url"),
-])
-async def test_errors(world, browser, field, value, said):
+async def test_errors(world, browser):
     """an error of the gateway is shown in its own words"""
     async with playground(world, browser) as page:
-        await page.fill(f"#{field}", value)
-        await page.click("#connect")
-        await page.until_text("#status", said)
-        await page.until("[...document.querySelectorAll('.row.event .body')].some((body) => /^Closed: 10(08|11)/.test(body.textContent))")
-        assert await page.evaluate("document.querySelector('#state').dataset.state") == "bad"
+        for field, value, said in (
+            ("key", "wrong", "Invalid or missing API key (invalid_key)"), ("key", "", "Invalid or missing API key (invalid_key)"), ("geo", "AT", "No agent available (no_agent)"),
+            ("url", "ws://127.0.0.1:1/", "Target connection failed"), ("url", "http://127.0.0.1/", "Invalid connect message: url"),
+        ):
+            before = await page.evaluate(f"document.querySelector('#{field}').value")
+            await page.fill(f"#{field}", value)
+            await page.click("#clear")
+            await page.click("#connect")
+            await page.until_text("#status", said)
+            await page.until("[...document.querySelectorAll('.row.event .body')].some((body) => /^Closed: 10(08|11)/.test(body.textContent))")
+            assert await page.evaluate("document.querySelector('#state').dataset.state") == "bad"
+            await page.fill(f"#{field}", before)
 
 
 @in_browser
-@pytest.mark.parametrize("field, value, said", [
-    ("url", "", "Say where"), ("headers", "X-A: 1\nnonsense", "Line 2 has no colon"), ("headers", "@file: x", "Line 1"), ("cookies", "nonsense", "not name=value"),
-    ("cookies", "a b=1", "must not"), ("idle", "soon", "Not a number"), ("idle", "-1", "Not a number"), ("idle", "9" * 400, "Not a number"),
-])
-async def test_what_cannot_be_sent(world, browser, field, value, said):
+async def test_what_cannot_be_sent(world, browser):
     """bad input gets a clear error saying what and where, and nothing is sent"""
     async with playground(world, browser) as page:
-        await page.fill(f"#{field}", value)
-        await page.click("#connect")
-        assert said in await page.text(f"#{field}-problem")
-        assert await page.evaluate(f"document.activeElement.id === '{field}' && document.activeElement.getAttribute('aria-invalid')") == "true"
-        assert await page.text("#status") == "Not connected" and await page.text("#call") == ""
+        for field, value, said in (
+            ("url", "", "Say where"), ("headers", "X-A: 1\nnonsense", "Line 2 has no colon"), ("headers", "@file: x", "Line 1"), ("cookies", "nonsense", "not name=value"),
+            ("cookies", "a b=1", "must not"), ("idle", "soon", "Not a number"), ("idle", "-1", "Not a number"), ("idle", "9" * 400, "Not a number"),
+        ):
+            before = await page.evaluate(f"document.querySelector('#{field}').value")
+            await page.fill(f"#{field}", value)
+            await page.click("#connect")
+            assert said in await page.text(f"#{field}-problem")
+            assert await page.evaluate(f"document.activeElement.id === '{field}' && document.activeElement.getAttribute('aria-invalid')") == "true"
+            assert await page.text("#status") == "Not connected" and await page.text("#call") == ""
+            await page.fill(f"#{field}", before)
+            assert await page.text(f"#{field}-problem") == "" and await page.text("#call") != ""
 
 
 # --- the transparent form -------------------------------------------------------------------------------------------------
@@ -502,7 +508,7 @@ async def test_contrast(world, browser, dark):
 
 
 @in_browser
-@pytest.mark.parametrize("width", [320, 360, 768, 1024])
+@pytest.mark.parametrize("width", [320, 360, 1000])
 async def test_narrow(world, browser, width):
     """readable on a phone: nothing is wider than the screen, whatever is shown"""
     async with playground(world, browser, width=width, height=780) as page:
@@ -685,7 +691,7 @@ async def test_the_policy_holds(world, browser):
 async def test_screenshots(world, browser, look):
     folder = ROOT / os.environ["RINGWAY_SCREENSHOTS"]
     folder.mkdir(parents=True, exist_ok=True)
-    size = {"width": 360, "height": 780} if look == "phone" else {"width": 1280, "height": 860}
+    size = {"width": 360, "height": 780} if look == "phone" else {"width": 1280, "height": 880}
     async with playground(world, browser, dark=look == "dark", **size) as page:
         if look != "phone":
             await page.fill("#headers", "Origin: https://target.example.com")

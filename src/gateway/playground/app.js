@@ -211,8 +211,8 @@ function mark(all = false) {
 
 function drawForm() {
   $('form-hint').textContent = chosen('form') === 'message'
-    ? 'The page opens /ws and sends one JSON message that names the target.'
-    : 'The page opens /ws?url=…&key=…: the key then stands in the address, where logs on the way may keep it. A browser sets no headers, so headers (but Sec-WebSocket-Protocol) and cookies are in the calls to copy only.';
+    ? 'Opens /ws, and sends one JSON message that names the target.'
+    : 'Opens /ws?url=…&key=…: the key then stands in the address, where logs on the way may keep it. A browser sets no headers, so headers (but Sec-WebSocket-Protocol) and cookies are in the calls to copy only.';
   mark();
 }
 
@@ -258,7 +258,7 @@ function schedule() {
 }
 
 const hex = (bytes, most) => Array.from(bytes.subarray(0, most), (byte) => byte.toString(16).padStart(2, '0')).join(' ');
-const preview = (entry) => (typeof entry.data === 'string' ? entry.data.slice(0, PREVIEW).replace(/[\r\n]+/g, ' ↵ ') : hex(entry.data, 64));
+const preview = (entry) => (typeof entry.data === 'string' ? entry.data.slice(0, PREVIEW).replace(/\s*[\r\n]\s*/g, entry.kind === 'connect' ? ' ' : ' ↵ ') : hex(entry.data, 64));
 
 function passes(entry) {
   const which = $('show').value;
@@ -569,7 +569,7 @@ async function send() {
   figures.out[1] += size;
   session.last = { text, content, size, at: performance.now() };
   session.socket.send(content);
-  if (kind === 'text') $('message').value = '';
+  if (kind !== 'file') $('message').value = '';
 }
 
 function drawComposer() {
