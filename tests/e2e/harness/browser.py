@@ -139,7 +139,6 @@ class Page:
         await self.call("Emulation.setEmulatedMedia", features=[{"name": name, "value": value} for name, value in features.items()])
 
     async def screenshot(self, file: Path | str, whole: bool = False) -> None:
-        await self.call("Emulation.setScrollbarsHidden", hidden=True)
         shot = await self.call("Page.captureScreenshot", format="png", captureBeyondViewport=whole, optimizeForSpeed=False)
         Path(file).write_bytes(base64.b64decode(shot["data"]))
 
