@@ -2,7 +2,7 @@
 #![no_main]
 use libfuzzer_sys::fuzz_target;
 use ringway::agent::handshake;
-use ringway::protocol::connect::{self, ConnectError, ConnectRequest, Handshake, Opening, Reason};
+use ringway::protocol::connect::{self, ConnectError, ConnectRequest, Handshake, Opening, Proxy, Reason};
 use ringway::protocol::target::Target;
 
 /// Stands where values stand. Longer than a scheme that an error shows, and not in lower case as hosts are.
@@ -114,7 +114,7 @@ fn agrees_with_serde_json(text: &[u8], result: &Result<ConnectRequest, ConnectEr
 }
 
 fn assert_fit_for_the_wire(request: &ConnectRequest) {
-    let ConnectRequest { target, opening: Opening::Ours(handshake), .. } = request else {
+    let ConnectRequest { target, opening: Opening::Ours(handshake), proxy, .. } = request else {
         panic!("no connect message asks for another's handshake");
     };
     let Handshake { host, headers, subprotocols } = handshake;
@@ -142,6 +142,9 @@ fn assert_fit_for_the_wire(request: &ConnectRequest) {
     let scheme = if target.tls { "wss" } else { "ws" };
     let again = Target::parse(&format!("{scheme}://{}{path}", target.host_and_port()));
     assert!(again == Ok(Target { basic: None, ..target.clone() }), "{target:?} {path:?} {again:?}");
+
+    // So does an agent that is told of the proxy.
+    assert!(proxy.as_ref().is_none_or(|proxy| Proxy::parse(&proxy.to_url()).as_ref() == Ok(proxy)), "{proxy:?}");
 
     // What goes out is one request with just these headers.
     let bytes = handshake::request(target, handshake, "dGhlIHNhbXBsZSBub25jZQ==");

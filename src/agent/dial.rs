@@ -1,4 +1,4 @@
-//! Dials a target on the session's own worker thread: egress policy, DNS, TCP, TLS, opening handshake.
+//! Dials a target on the session's own worker thread: egress policy, DNS, TCP, proxy, TLS, opening handshake.
 //!
 //! The whole dial is one future without a clock of its own besides the pace of connection attempts: whoever asked
 //! for it bounds its time and may drop it, which closes what it had open.
@@ -22,14 +22,14 @@ use monoio::{net::TcpStream, time::sleep};
 use super::{
     egress::{Egress, Verdict},
     handshake::{self, Accepted, AnswerReader, Asked},
-    tls,
+    proxy, tls,
 };
 use crate::{
     protocol::{
         answer::Failure,
-        connect::{ConnectRequest, Opening},
+        connect::{ConnectRequest, Opening, Proxy},
         opening,
-        target::{Host, Target},
+        target::Host,
     },
     relay::{
         buffers::Buffer,
@@ -49,6 +49,8 @@ pub struct Dialler {
     /// The same for all workers, also when it is replaced.
     pub tls: Arc<ArcSwap<rustls::ClientConfig>>,
     pub tcp_keepalive: Duration,
+    /// The operator's own, for sessions that name none.
+    pub proxy: Option<Arc<Proxy>>,
 }
 
 /// A target that has answered 101.
@@ -60,14 +62,43 @@ pub struct Dialled {
     pub accepted: Accepted,
 }
 
+/// What a dial connects to first: the target, or the proxy in front of it.
+#[derive(Debug)]
+pub struct Way {
+    /// All that may be dialled.
+    addresses: Vec<IpAddr>,
+    port: u16,
+}
+
+/// A connection that ends at the target.
+#[derive(Debug)]
+pub struct Line {
+    socket: Socket,
+    /// What has come over it so far, behind a proxy's yes.
+    received: Vec<u8>,
+}
+
 /// How long the parts of a dial took: those that came to a good end, so all of them in one that has succeeded. The
-/// name is not looked up where the target is an address, and there is no TLS towards `ws://`.
+/// name is not looked up where the target is an address, and there is no TLS towards `ws://`. With a proxy, name and TCP
+/// are the proxy's.
 #[derive(Debug, Default)]
 pub struct Timings {
     pub dns: Cell<Option<Duration>>,
     pub tcp: Cell<Option<Duration>>,
+    /// From the connection to the proxy to its yes.
+    pub proxy: Cell<Option<Duration>>,
     pub tls: Cell<Option<Duration>>,
     pub upgrade: Cell<Option<Duration>>,
+    /// There is a proxy that has not said yes.
+    pub awaits_proxy: Cell<bool>,
+}
+
+impl Timings {
+    /// What it means that the dial's time is over.
+    #[must_use]
+    pub fn late(&self) -> Failure {
+        if self.awaits_proxy.get() { Failure::ProxyFailed("no answer in time".into()) } else { Failure::TargetTimeout }
+    }
 }
 
 impl Dialler {
@@ -77,55 +108,101 @@ impl Dialler {
     /// # Errors
     /// Why there is no session with that target.
     pub async fn dial(&self, connect: &ConnectRequest, timings: &Timings) -> Result<Dialled, Failure> {
-        let addresses = self.addresses(&connect.target, timings).await?;
-        self.reach(connect, addresses, timings).await
+        let way = self.way(connect, timings).await?;
+        let line = self.connect(connect, way, timings).await?;
+        self.open(connect, line, timings).await
     }
 
-    /// The second half of a dial, from its first packet to the target on. `addresses` come from [`Self::addresses`].
+    /// The proxy in front of the target, if there is one.
+    pub fn proxy_of<'a>(&'a self, connect: &'a ConnectRequest) -> Option<&'a Proxy> {
+        connect.proxy.as_ref().or(self.proxy.as_deref())
+    }
+
+    /// The first part of a dial, in which no packet goes to the target or its proxy.
     ///
     /// # Errors
-    /// As for [`Self::dial`].
-    pub async fn reach(
-        &self,
-        connect: &ConnectRequest,
-        addresses: Vec<IpAddr>,
-        timings: &Timings,
-    ) -> Result<Dialled, Failure> {
+    /// There is no address, or the egress policy forbids the target, or the proxy that the client named.
+    pub async fn way(&self, connect: &ConnectRequest, timings: &Timings) -> Result<Way, Failure> {
         let target = &connect.target;
-        let addresses = in_order(addresses);
-        let tcp = timed(&timings.tcp, connect_first(addresses, target.port, self.tcp_keepalive)).await;
-        let tcp = tcp.map_err(unreachable)?;
-        let socket = Rc::new(if target.tls {
-            let connection = tls::connection(&self.tls.load_full(), &target.server_name())
-                .map_err(|error| Failure::TargetUnreachable(format!("TLS: {error}")))?;
-            timed(&timings.tls, Socket::handshake(tcp, connection))
-                .await
-                .map_err(|error| Failure::TargetUnreachable(tls::explain(&error)))?
-        } else {
-            Socket::plain(tcp)
-        });
-        timed(&timings.upgrade, open(socket, connect)).await
+        let Some(proxy) = self.proxy_of(connect) else {
+            let addresses = self.allowed(&target.host, timings, Failure::TargetUnreachable).await?;
+            return Ok(Way { addresses, port: target.port });
+        };
+        // What the proxy does with it is out of our sight.
+        let may_reach = match &target.host {
+            Host::Ip(address) => self.egress.vet(false, *address),
+            Host::Name(name) => self.egress.check_name_behind_proxy(name).is_ok(),
+        };
+        if !may_reach {
+            return Err(Failure::TargetNotAllowed);
+        }
+        timings.awaits_proxy.set(true);
+        let addresses = match (&proxy.host, &connect.proxy) {
+            (host, Some(_)) => self.allowed(host, timings, Failure::ProxyFailed).await?,
+            // The operator's own is wherever the operator says.
+            (Host::Ip(address), None) => vec![*address],
+            (Host::Name(name), None) => self.resolve(name, timings).await.map_err(Failure::ProxyFailed)?,
+        };
+        Ok(Way { addresses, port: proxy.port })
     }
 
-    /// The first half of a dial: all addresses of the target that may be reached, in the order in which they came.
+    /// The second part: a connection to the target, through its proxy if there is one.
     ///
     /// # Errors
-    /// There are none, or the egress policy forbids the target.
-    pub async fn addresses(&self, target: &Target, timings: &Timings) -> Result<Vec<IpAddr>, Failure> {
-        let forbidden = |_| Failure::TargetNotAllowed;
-        match &target.host {
-            Host::Ip(address) => self.egress.filter(false, vec![*address]).map_err(forbidden),
-            Host::Name(name) => {
-                let Verdict::Resolve { host_allowed } = self.egress.check_name(name) else {
-                    return Err(Failure::TargetNotAllowed);
-                };
-                let answer = timed(&timings.dns, self.resolver.lookup(name)).await;
-                let answer = answer.map_err(|error| Failure::TargetUnreachable(format!("DNS: {error}")))?;
-                let v6 = answer.v6.into_iter().map(IpAddr::V6);
-                let addresses = v6.chain(answer.v4.into_iter().map(IpAddr::V4)).collect();
-                self.egress.filter(host_allowed, addresses).map_err(forbidden)
-            }
+    /// The target cannot be reached, or the proxy has not said yes.
+    pub async fn connect(&self, connect: &ConnectRequest, way: Way, timings: &Timings) -> Result<Line, Failure> {
+        let tcp = connect_first(in_order(way.addresses), way.port, self.tcp_keepalive);
+        let tcp = timed(&timings.tcp, tcp).await;
+        let Some(proxy) = self.proxy_of(connect) else {
+            return Ok(Line { socket: Socket::plain(tcp.map_err(unreachable)?), received: Vec::new() });
+        };
+        let socket = Socket::plain(tcp.map_err(|error| Failure::ProxyFailed(explain(&error)))?);
+        let received = timed(&timings.proxy, proxy::establish(&socket, proxy, &connect.target)).await;
+        let received = received.map_err(Failure::ProxyFailed)?;
+        timings.awaits_proxy.set(false);
+        Ok(Line { socket, received })
+    }
+
+    /// The last part: TLS, and the opening handshake.
+    ///
+    /// # Errors
+    /// The target fails in either, or refuses.
+    pub async fn open(&self, connect: &ConnectRequest, line: Line, timings: &Timings) -> Result<Dialled, Failure> {
+        let target = &connect.target;
+        if !target.tls {
+            return timed(&timings.upgrade, open(Rc::new(line.socket), line.received, connect)).await;
         }
+        let connection = tls::connection(&self.tls.load_full(), &target.server_name())
+            .map_err(|error| Failure::TargetUnreachable(format!("TLS: {error}")))?;
+        let socket = timed(&timings.tls, line.socket.secure(connection, &line.received))
+            .await
+            .map_err(|error| Failure::TargetUnreachable(tls::explain(&error)))?;
+        timed(&timings.upgrade, open(Rc::new(socket), Vec::new(), connect)).await
+    }
+
+    /// All addresses of `host` that the egress policy lets, in the order in which they came. `failed`: where there are
+    /// none.
+    async fn allowed(
+        &self,
+        host: &Host,
+        timings: &Timings,
+        failed: fn(String) -> Failure,
+    ) -> Result<Vec<IpAddr>, Failure> {
+        let (host_allowed, addresses) = match host {
+            Host::Ip(address) => (false, vec![*address]),
+            Host::Name(name) => match self.egress.check_name(name) {
+                Verdict::Refused => return Err(Failure::TargetNotAllowed),
+                Verdict::Resolve { host_allowed } => (host_allowed, self.resolve(name, timings).await.map_err(failed)?),
+            },
+        };
+        self.egress.filter(host_allowed, addresses).map_err(|_| Failure::TargetNotAllowed)
+    }
+
+    async fn resolve(&self, name: &str, timings: &Timings) -> Result<Vec<IpAddr>, String> {
+        let answer = timed(&timings.dns, self.resolver.lookup(name)).await;
+        let answer = answer.map_err(|error| format!("DNS: {error}"))?;
+        let v6 = answer.v6.into_iter().map(IpAddr::V6);
+        Ok(v6.chain(answer.v4.into_iter().map(IpAddr::V4)).collect())
     }
 }
 
@@ -182,8 +259,8 @@ pub(super) async fn connect_first(addresses: Vec<IpAddr>, port: u16, keepalive: 
     }
 }
 
-/// The opening handshake over a connection that stands.
-async fn open(socket: Rc<Socket>, connect: &ConnectRequest) -> Result<Dialled, Failure> {
+/// The opening handshake over a connection that stands. `bytes`: what the target has sent already.
+async fn open(socket: Rc<Socket>, mut bytes: Vec<u8>, connect: &ConnectRequest) -> Result<Dialled, Failure> {
     let key;
     let (request, asked) = match &connect.opening {
         Opening::Ours(ours) => {
@@ -197,20 +274,21 @@ async fn open(socket: Rc<Socket>, connect: &ConnectRequest) -> Result<Dialled, F
         Opening::Passed(head) => (Cow::Borrowed(&head[..]), Asked::Passed),
     };
     socket.send_bytes(&request).await.map_err(unreachable)?;
-    let (mut bytes, mut reader) = (Vec::new(), AnswerReader::default());
+    let mut reader = AnswerReader::default();
     loop {
+        if !bytes.is_empty()
+            && let Some(accepted) = reader.next(&mut bytes, asked)?
+        {
+            return Ok(Dialled { socket, received: bytes, accepted });
+        }
         socket.readable().await.map_err(unreachable)?;
         let (received, buffer) = socket.recv(Buffer::take(), 0).await;
         match received.map_err(unreachable)? {
             Received::Data(len) => bytes.extend_from_slice(&buffer[..len]),
-            Received::Nothing => continue,
+            Received::Nothing => {}
             Received::End => {
                 return Err(Failure::TargetUnreachable("it closed the connection before its answer".into()));
             }
-        }
-        drop(buffer);
-        if let Some(accepted) = reader.next(&mut bytes, asked)? {
-            return Ok(Dialled { socket, received: bytes, accepted });
         }
     }
 }

@@ -10,7 +10,7 @@ use crate::protocol::{
 
 /// The largest answer head, in bytes, and its most headers.
 const MAX_HEAD: usize = 64 * 1024;
-const MAX_HEADERS: usize = 100;
+pub(super) const MAX_HEADERS: usize = 100;
 
 /// The most bytes of interim answers (RFC 9110 section 15.2) in front of the answer.
 const MAX_INTERIM: usize = 64 * 1024;
@@ -50,9 +50,13 @@ pub fn request(target: &Target, handshake: &Handshake, key: &str) -> Vec<u8> {
     out.into_bytes()
 }
 
-/// Finds the answer's end as bytes come in, and judges it once it is whole.
+/// Finds the end of a target's answer as bytes come in, and judges it once it is whole.
 #[derive(Debug, Default)]
-pub struct AnswerReader {
+pub struct AnswerReader(HeadReader);
+
+/// Finds the end of an answer's head, behind the interim answers in front of it.
+#[derive(Debug, Default)]
+pub(super) struct HeadReader {
     /// Bytes of interim answers so far.
     interim: usize,
     /// Before this there is no end.
@@ -68,6 +72,23 @@ impl AnswerReader {
     /// # Errors
     /// The target spoke no HTTP, answered other than 101, or its 101 is not valid for what was asked.
     pub fn next(&mut self, input: &mut Vec<u8>, asked: Asked<'_>) -> Result<Option<Accepted>, Failure> {
+        self.0.next(input, |head| judge(head, asked), |why| Failure::TargetUnreachable(why.into()))
+    }
+}
+
+impl HeadReader {
+    /// Takes the answer from the front of `input`, and leaves what is behind it. `None` while its head is not whole.
+    /// `judge` is shown the beginning of a head or a whole one, and has nothing to say of the former, nor of an interim
+    /// answer.
+    ///
+    /// # Errors
+    /// Those of `judge`, and `failed` with what is too much.
+    pub(super) fn next<T, E>(
+        &mut self,
+        input: &mut Vec<u8>,
+        judge: impl Fn(&[u8]) -> Result<Option<T>, E>,
+        failed: impl Fn(&'static str) -> E,
+    ) -> Result<Option<T>, E> {
         loop {
             let end = opening::head_end(input, std::mem::replace(&mut self.searched, input.len()));
             // Only looked at when it is whole or has doubled, so that a head that comes byte by byte costs no more than
@@ -76,15 +97,15 @@ impl AnswerReader {
                 return Ok(None);
             }
             self.next_look = input.len() * 2;
-            let judged = judge(&input[..end.unwrap_or(input.len())], asked)?;
+            let judged = judge(&input[..end.unwrap_or(input.len())])?;
             let Some(end) = end else {
                 if input.len() >= MAX_HEAD {
-                    return Err(Failure::TargetUnreachable("its answer's head is larger than 64 KiB".into()));
+                    return Err(failed("its answer's head is larger than 64 KiB"));
                 }
                 return Ok(None);
             };
             if end > MAX_HEAD {
-                return Err(Failure::TargetUnreachable("its answer's head is larger than 64 KiB".into()));
+                return Err(failed("its answer's head is larger than 64 KiB"));
             }
             input.drain(..end);
             if judged.is_some() {
@@ -92,7 +113,7 @@ impl AnswerReader {
             }
             self.interim += end;
             if self.interim > MAX_INTERIM {
-                return Err(Failure::TargetUnreachable("it sent more than 64 KiB of interim answers".into()));
+                return Err(failed("it sent more than 64 KiB of interim answers"));
             }
             (self.searched, self.next_look) = (0, 0);
         }
@@ -116,7 +137,8 @@ fn judge(head: &[u8], asked: Asked<'_>) -> Result<Option<Accepted>, Failure> {
     match response.code.unwrap_or_default() {
         101 => match asked {
             Asked::Ours { key, subprotocols } => {
-                let subprotocol = check(response.headers, key, subprotocols).map_err(Failure::TargetHandshakeInvalid)?;
+                let subprotocol =
+                    check(response.headers, key, subprotocols).map_err(Failure::TargetHandshakeInvalid)?;
                 Ok(Some(Accepted::Ours { subprotocol }))
             }
             Asked::Passed => Ok(Some(Accepted::Passed(head.to_vec()))),

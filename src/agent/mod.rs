@@ -1,4 +1,4 @@
-//! The agent: reaches targets (egress policy, DNS, TCP, TLS, opening handshake), inside a gateway or as a process of
+//! The agent: reaches targets (egress policy, DNS, TCP, proxy, TLS, opening handshake), inside a gateway or as a process of
 //! its own that is linked to gateways.
 //!
 //! The process opens no port for anybody but its operator: it dials every gateway, and takes sessions over the
@@ -8,6 +8,7 @@ pub mod egress;
 pub mod handshake;
 pub mod insecure;
 pub mod link;
+mod proxy;
 mod record;
 pub mod tls;
 mod worker;
@@ -192,6 +193,7 @@ impl Shared {
             resolver: Resolver::start()?,
             tls: Arc::new(ArcSwap::new(tls::client_config(files.target_roots)?)),
             tcp_keepalive: config.limits.tcp_keepalive,
+            proxy: config.egress.proxy.map(Arc::new),
         };
         Ok(Self {
             slug: config.slug,

@@ -82,6 +82,10 @@ pub struct Args {
     /// A cookie for the target; may be repeated
     #[arg(long = "cookie", value_name = "NAME=VALUE", value_parser = cookie)]
     cookies: Vec<(String, String)>,
+    /// The proxy behind which the agent reaches the target, a socks5:// or http:// URL; in the process list others can
+    /// read its password
+    #[arg(long, value_name = "URL")]
+    proxy: Option<Secret>,
     /// Seconds without a message from the target after which the gateway ends the session [default: 0, none]
     #[arg(long, value_name = "SECONDS", allow_negative_numbers = true)]
     idle_timeout: Option<f64>,
@@ -250,6 +254,8 @@ fn connect_message(args: &Args, key: &str) -> Result<String, UsageError> {
         agent: Option<&'a str>,
         #[serde(rename = "idle_timeout", skip_serializing_if = "Option::is_none")]
         idle_timeout: Option<f64>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        proxy: Option<&'a str>,
     }
     fn is_empty(pairs: &Pairs<'_>) -> bool {
         pairs.0.is_empty()
@@ -266,6 +272,7 @@ fn connect_message(args: &Args, key: &str) -> Result<String, UsageError> {
         geo: args.geo.as_deref(),
         agent: args.agent.as_deref(),
         idle_timeout: args.idle_timeout,
+        proxy: args.proxy.as_ref().map(|Secret(proxy)| proxy.as_str()),
     };
     let text = serde_json::to_string(&message).map_err(|error| UsageError::new(error.to_string()))?;
     let mut judged = text.clone().into_bytes();
@@ -322,11 +329,13 @@ mod tests {
             "de1",
             "--idle-timeout",
             "0.5",
+            "--proxy",
+            "socks5://u:p@h",
             "ws://t/?q",
         ]);
         let expected = concat!(
             r#"{"apiKey":"k","url":"ws://t/?q","headers":{"X-B":"1","x-a":"2"},"cookies":{"s":"a=b"},"#,
-            r#""geo":"US,DE","agent":"de1","idle_timeout":0.5}"#
+            r#""geo":"US,DE","agent":"de1","idle_timeout":0.5,"proxy":"socks5://u:p@h"}"#
         );
         assert_eq!(connect_message(&all, "k").unwrap(), expected);
     }
@@ -339,6 +348,7 @@ mod tests {
             (&["--cookie", "a=b;c", "ws://t"], "cookies.a: not a legal cookie value"),
             (&["--idle-timeout=-1", "ws://t"], "idle_timeout: must be a finite number, 0 or more"),
             (&["--idle-timeout", "inf", "ws://t"], "idle_timeout: must be a finite number, 0 or more"),
+            (&["--proxy", "u:p@h", "ws://t"], "proxy: must start with socks5://, socks5h:// or http://"),
         ] {
             assert_eq!(connect_message(&args(words), "k").unwrap_err().to_string(), expected);
         }
@@ -356,6 +366,7 @@ mod tests {
 
     #[test]
     fn debug_keeps_the_key() {
-        assert!(!format!("{:?}", args(&["--key", "hunter2", "ws://t"])).contains("hunter2"));
+        let args = args(&["--key", "hunter2", "--proxy", "http://u:hunter2@h", "ws://t"]);
+        assert!(!format!("{args:?}").contains("hunter2"));
     }
 }

@@ -7,6 +7,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::config::gateway::Driver;
+use crate::protocol::connect::Proxy;
 
 /// What is required; further lines begin at line 5.
 const REQUIRED: &str = "slug = 'de1'
@@ -109,6 +110,7 @@ fn every_key_is_read() {
         allow = ["10.0.0.0/8"]
         deny = ["DB.example.com"]
         ca_file = "/etc/targets.pem"
+        proxy = "http://127.0.0.1:3128"
         [limits]
         target_timeout = "3s"
         drain = "0s"
@@ -134,6 +136,7 @@ fn every_key_is_read() {
             allow: vec!["10.0.0.0/8".parse().unwrap()],
             deny: vec!["db.example.com".parse().unwrap()],
             ca_file: Some("/etc/targets.pem".into()),
+            proxy: Some(Proxy::parse("http://127.0.0.1:3128").unwrap()),
         },
         limits: AgentLimits {
             target_timeout: Duration::from_secs(3),
@@ -264,7 +267,7 @@ fn wrong_values_and_unknown_keys() {
         ("[limits]\nheader_timeout = '1s'", "6: unknown key \"header_timeout\" in [limits]".into()),
         ("[limits]\ndrain = 5", "6: \"drain\" in [limits]: a duration is written \"10s\", not 5".into()),
         ("[admin]\naddr = ':80'", "6: \"addr\" in [admin]: an address is an IP and a port, not \":80\"; for every IPv4 address write \"0.0.0.0:80\"".into()),
-        ("[egress]\nproxy = 'x'", "6: \"proxy\" in [egress] is not supported by this version yet; leave it out".into()),
+        ("[egress]\nproxy = 'x'", "6: \"proxy\" in [egress]: must start with socks5://, socks5h:// or http://; write \"socks5://127.0.0.1:1080\" or \"http://127.0.0.1:3128\"".into()),
         ("[runtime]\nrelay = 'x'", "6: \"relay\" in [runtime] is not supported by this version yet; leave it out".into()),
         ("[listen]\naddr = []", "5: unknown table [listen]".into()),
     ] {

@@ -2,6 +2,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::protocol::connect::Proxy;
 
 fn parse(text: &str) -> Result<GatewayConfig, ConfigErrors> {
     GatewayConfig::parse(text, Path::new("gateway.toml"))
@@ -37,7 +38,7 @@ fn an_empty_file_means_the_defaults() {
     assert_eq!(config.keys.file, Path::new("keys.toml"));
     assert_eq!(config.agents, AgentsConfig { tokens: None, idle_channels: 4 });
     assert_eq!(config.embedded_agent, None);
-    assert_eq!(config.egress, EgressConfig { allow: vec![], deny: vec![], ca_file: None });
+    assert_eq!(config.egress, EgressConfig { allow: vec![], deny: vec![], ca_file: None, proxy: None });
     let limits = LimitsConfig {
         header_timeout: seconds(10),
         connect_timeout: seconds(10),
@@ -108,6 +109,7 @@ fn every_key_is_read() {
         allow = ["10.0.0.0/8", "DB.example.com"]
         deny = ["192.0.2.1", "::ffff:198.51.100.0/120"]
         ca_file = "roots.pem"
+        proxy = "socks5h://user:p%40ss@proxy.example.com"
         [admin]
         addr = "127.0.0.1:9092"
         [limits]
@@ -140,6 +142,7 @@ fn every_key_is_read() {
             allow: vec![rule("10.0.0.0/8"), EgressRule::Host("db.example.com".into())],
             deny: vec![rule("192.0.2.1/32"), rule("198.51.100.0/24")],
             ca_file: Some("roots.pem".into()),
+            proxy: Some(Proxy::parse("socks5://user:p%40ss@proxy.example.com:1080").unwrap()),
         },
         limits: LimitsConfig {
             header_timeout: seconds(1),
@@ -409,7 +412,14 @@ fn what_is_not_built_is_refused_by_name() {
     for (text, message) in [
         ("[runtime]\nrelay = 'auto'", "2: \"relay\" in [runtime] is not supported by this version yet; leave it out"),
         ("[keys]\nstore = 'x'", "2: \"store\" in [keys] is not supported by this version yet; leave it out"),
-        ("[egress]\nproxy = 'x'", "2: \"proxy\" in [egress] is not supported by this version yet; leave it out"),
+        (
+            "[egress]\nproxy = 'https://h'",
+            "2: \"proxy\" in [egress]: must start with socks5://, socks5h:// or http://, not https://; write \"socks5://127.0.0.1:1080\" or \"http://127.0.0.1:3128\"",
+        ),
+        (
+            "[egress]\nproxy = 'http://h/p'",
+            "2: \"proxy\" in [egress]: must end behind its host and port: it has no path, query or fragment; write \"socks5://127.0.0.1:1080\" or \"http://127.0.0.1:3128\"",
+        ),
     ] {
         assert_eq!(errors(text), format!("gateway.toml:{message}"), "{text}");
     }
@@ -472,7 +482,10 @@ fn secrets_in_the_wrong_place_are_not_repeated() {
         "[listen]\naddr = 'redis://:hunter2@127.0.0.1'",
         "[listen]\naddr = ['localhost:hunter2@']",
         "[keys]\nstore = 'redis://:hunter2@127.0.0.1:6379'",
-        "[egress]\nproxy = 'socks5://user:hunter2@127.0.0.1'",
+        "[egress]\nproxy = 'socks4://user:hunter2@127.0.0.1'",
+        "[egress]\nproxy = 'user:hunter2@127.0.0.1:1080'",
+        "[egress]\nproxy = 'socks5://user:hunter2@127.0.0.1/x'",
+        "[egress]\nproxy = ['socks5://user:hunter2@127.0.0.1']",
         "[egress]\nallow = ['ws://user:hunter2@db.example.com']",
         "[egress]\ndeny = 'user:hunter2@db.example.com'",
         "[runtime]\ndriver = 'a:hunter2@b'",

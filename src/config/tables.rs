@@ -9,9 +9,10 @@ use std::time::Duration;
 use rustls_pki_types::CertificateDer;
 
 use super::egress::EgressRule;
-use super::error::ConfigErrors;
+use super::error::{ConfigErrors, Wrong};
 use super::reader::Section;
 use super::{certs, names, value};
+use crate::protocol::connect::Proxy;
 
 const MAX_WORKERS: u64 = 1024;
 pub(super) const MAX_CONNECTIONS: u64 = 100_000_000;
@@ -22,6 +23,7 @@ const DRAIN: RangeInclusive<Duration> = Duration::ZERO..=DAY;
 /// Linux takes whole seconds, at most 32767.
 const KEEPALIVE: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(9 * 3600);
 const DAY: Duration = Duration::from_secs(24 * 3600);
+const PROXY_EXAMPLE: &str = "write \"socks5://127.0.0.1:1080\" or \"http://127.0.0.1:3128\"";
 
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct RuntimeConfig {
@@ -51,12 +53,14 @@ pub struct EgressConfig {
     pub allow: Vec<EgressRule>,
     pub deny: Vec<EgressRule>,
     pub ca_file: Option<PathBuf>,
+    /// Behind which targets are reached where a session names no proxy.
+    pub proxy: Option<Proxy>,
 }
 
 /// `[limits]` of agent.toml, which stand in gateway.toml too.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AgentLimits {
-    /// For name, TCP, TLS and opening handshake of the target together.
+    /// For name, TCP, proxy, TLS and opening handshake of the target together.
     pub target_timeout: Duration,
     /// How long a shutdown waits at most.
     pub drain: Duration,
@@ -146,8 +150,11 @@ pub(super) fn egress(mut table: Section<'_, '_>, folder: &Path) -> EgressConfig 
     };
     let (allow, deny) = (rules("allow"), rules("deny"));
     let ca_file = ca_file(&mut table, folder);
-    table.refuse_unless("proxy", |value| value.as_str() == Some(""));
-    EgressConfig { allow, deny, ca_file }
+    let proxy = table.value("proxy", |value| match value::string(value)? {
+        "" => Ok(None),
+        url => Proxy::parse(url).map(Some).map_err(|error| Wrong::from(error.to_string()).hint(PROXY_EXAMPLE)),
+    });
+    EgressConfig { allow, deny, ca_file, proxy: proxy.flatten() }
 }
 
 pub(super) fn host_name() -> Option<String> {

@@ -294,6 +294,7 @@ impl Shared {
             resolver: Resolver::start()?,
             tls: Arc::new(ArcSwap::new(target_tls::client_config(roots)?)),
             tcp_keepalive: config.limits.tcp_keepalive,
+            proxy: config.egress.proxy.map(Arc::new),
         };
         let workers = config.runtime.worker_threads();
         let (agents, errands) = Agents::new(config.embedded_agent, agent_tokens, config.agents.idle_channels, workers);

@@ -73,7 +73,7 @@ impl Form {
     fn name(self) -> &'static str {
         match self {
             Self::Message => "message",
-            Self::Transparent => "transparent",
+            Self::Transparent => "query",
         }
     }
 }
@@ -172,6 +172,7 @@ impl Record {
         let stages = [
             (Stage::Dns, &timings.dns),
             (Stage::Tcp, &timings.tcp),
+            (Stage::Proxy, &timings.proxy),
             (Stage::Tls, &timings.tls),
             (Stage::Upgrade, &timings.upgrade),
         ];

@@ -53,6 +53,7 @@ mod tests {
             Failure::TargetRejected { status: 403 },
             Failure::TargetHandshakeInvalid("why".into()),
             Failure::TargetTimeout,
+            Failure::ProxyFailed("why".into()),
         ];
         let schema = definition("error");
         let (mut keys, mut codes) = (BTreeSet::new(), BTreeSet::new());

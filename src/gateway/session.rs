@@ -159,7 +159,7 @@ async fn dial(
             client.input = held.into_bytes();
             Err(match other {
                 Ok(Some(Some(Err(Unreached::Failure(failure))))) => End::Failure(failure),
-                Ok(Some(None)) => End::Failure(Failure::TargetTimeout),
+                Ok(Some(None)) => End::Failure(timings.late()),
                 Err(end) => end,
                 _ => End::Close(Close::RESTART_CLIENT),
             })
@@ -330,7 +330,10 @@ impl End {
             (Self::Gone | Self::Answer(_) | Self::Failure(_), None) => {}
         }
         // Some texts name headers and cookies, which the client chose, so only the cause of a failed dial is logged.
-        if let Self::Failure(failure @ (Failure::TargetUnreachable(why) | Failure::TargetHandshakeInvalid(why))) = self {
+        if let Self::Failure(failure) = self
+            && let Failure::TargetUnreachable(why) | Failure::TargetHandshakeInvalid(why) | Failure::ProxyFailed(why) =
+                failure
+        {
             tracing::debug!(code = failure.code(), "session refused: {why}");
         }
     }

@@ -65,6 +65,8 @@ pub enum Failure {
     /// The target's 101 is not valid, with what is wrong with it.
     TargetHandshakeInvalid(String),
     TargetTimeout,
+    /// The proxy in front of the target could not be reached, or has not said yes; with the cause in words.
+    ProxyFailed(String),
     /// The agent was lost before the target had answered.
     AgentFailure,
 }
@@ -74,7 +76,7 @@ impl Failure {
     pub fn message(&self) -> String {
         match self {
             Self::InvalidConnectMessage(what) | Self::InvalidRequest(what) => format!("{}: {what}", self.summary()),
-            Self::TargetUnreachable(why) => format!("{}: {why}", self.summary()),
+            Self::TargetUnreachable(why) | Self::ProxyFailed(why) => format!("{}: {why}", self.summary()),
             Self::TargetRejected { status } => format!("Target answered HTTP {status}"),
             Self::TargetHandshakeInvalid(what) => format!("{}: {what}", self.summary()),
             _ => self.summary().into(),
@@ -95,6 +97,7 @@ impl Failure {
             Self::TargetUnreachable(_) => "target_unreachable",
             Self::TargetRejected { .. } | Self::TargetHandshakeInvalid(_) => "target_rejected",
             Self::TargetTimeout => "target_timeout",
+            Self::ProxyFailed(_) => "proxy_failed",
             Self::AgentFailure => "agent_failure",
         }
     }
@@ -114,6 +117,7 @@ impl Failure {
             | Self::TargetRejected { .. }
             | Self::TargetHandshakeInvalid(_)
             | Self::TargetTimeout
+            | Self::ProxyFailed(_)
             | Self::AgentFailure => INTERNAL_ERROR,
         }
     }
@@ -128,6 +132,7 @@ impl Failure {
             Self::TargetUnreachable(_)
             | Self::TargetRejected { .. }
             | Self::TargetHandshakeInvalid(_)
+            | Self::ProxyFailed(_)
             | Self::AgentFailure => 502,
             Self::NoAgent | Self::Overloaded => 503,
             Self::TargetTimeout => 504,
@@ -181,6 +186,7 @@ impl Failure {
             Self::TargetRejected { .. } => "Target rejected the connection",
             Self::TargetHandshakeInvalid(_) => "Target answered an invalid handshake",
             Self::TargetTimeout => "Target timed out",
+            Self::ProxyFailed(_) => "Proxy connection failed",
             Self::AgentFailure => "Agent failure",
         }
     }

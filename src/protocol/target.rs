@@ -145,7 +145,7 @@ impl Host {
         }
     }
 
-    fn of(url: &Url) -> Result<Self, TargetError> {
+    pub(super) fn of(url: &Url) -> Result<Self, TargetError> {
         match url.host() {
             Some(url::Host::Domain(name)) => {
                 let bare = name.strip_suffix('.').unwrap_or(name);
@@ -189,7 +189,7 @@ fn split_scheme(text: &str) -> Result<(bool, &str), TargetError> {
 }
 
 /// Whether the word can be shown to the client again: a short one of the letters that RFC 3986 section 3.1 allows.
-fn looks_like_a_scheme(word: &str) -> bool {
+pub(super) fn looks_like_a_scheme(word: &str) -> bool {
     const SHOWN_MAX_BYTES: usize = 16;
     (1..=SHOWN_MAX_BYTES).contains(&word.len())
         && word.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'+' | b'-' | b'.'))

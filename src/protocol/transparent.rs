@@ -123,6 +123,8 @@ fn of_the_targets_name(lower: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     const HANDSHAKE: &str = "Upgrade: websocket\r\nConnection: keep-alive, Upgrade\r\nSec-WebSocket-Key: k\r\n";
@@ -203,6 +205,46 @@ mod tests {
         let expected = format!("HTTP/1.1 101 Switching Protocols\r\n{passes}{ours}\r\n");
         let answer = answer_head(head.as_bytes(), "node", "0a").unwrap();
         assert_eq!(String::from_utf8(answer).unwrap(), expected);
+    }
+
+    /// A header as it can come in: its name is often one that means something here.
+    fn header() -> impl Strategy<Value = (String, Vec<u8>)> {
+        const KNOWN: [&str; 8] =
+            ["Host", "Connection", "Upgrade", "Cookie", "Authorization", "X-API-Key", "Via", "Set-Cookie"];
+        let name =
+            prop_oneof![prop::sample::select(&KNOWN[..]).prop_map(str::to_owned), "[!#-'*+.0-9A-Z^_`a-z|~-]{1,9}"];
+        // What a parser leaves of a value: no control character but tab, no white space around it.
+        let byte = prop_oneof![Just(b'\t'), 0x20..0x7Fu8, 0x80..=0xFFu8];
+        let value = prop::collection::vec(byte, 0..40).prop_map(|value| value.trim_ascii().to_vec());
+        (name, value)
+    }
+
+    proptest! {
+        #[test]
+        fn what_goes_on_is_one_head_of_the_same_headers(
+            headers in prop::collection::vec(header(), 0..20),
+            key in prop::sample::select(&[KeyCameIn::Header, KeyCameIn::Query, KeyCameIn::Bearer][..]),
+        ) {
+            let target = Target::parse("ws://u:p@h.example/p").unwrap();
+            let head = request_head(&target, &headers, key);
+            let mut parsed = [httparse::EMPTY_HEADER; 32];
+            let mut request = httparse::Request::new(&mut parsed);
+            prop_assert_eq!(request.parse(&head), Ok(httparse::Status::Complete(head.len())));
+            let ours = [("Authorization", &b"Basic dTpw"[..]), ("Host", b"h.example")];
+            let mut given = headers.iter();
+            for header in request.headers.iter() {
+                let is_ours = ours.iter().any(|(name, value)| header.name.eq_ignore_ascii_case(name) && header.value == *value);
+                let from_client = given.clone().position(|(name, value)| name == header.name && value == header.value);
+                match from_client {
+                    Some(at) => drop(given.nth(at)),
+                    None => prop_assert!(is_ours, "{} was made up, or comes too late", header.name),
+                }
+            }
+            let answer = [&b"HTTP/1.1 101 X\r\n"[..], &head[head.windows(2).position(|two| two == b"\r\n").unwrap() + 2..]].concat();
+            let answer = answer_head(&answer, "n", "s").unwrap();
+            let mut response = httparse::Response::new(&mut parsed);
+            prop_assert_eq!(response.parse(&answer), Ok(httparse::Status::Complete(answer.len())));
+        }
     }
 
     #[test]

@@ -96,9 +96,18 @@ impl Socket {
     /// # Errors
     /// The connection failed or ended, or the peer was refused: then the error's inner error is a `rustls::Error`.
     pub async fn handshake(tcp: TcpStream, connection: Connection) -> io::Result<Self> {
-        let socket = Self { tls: Some(Box::new(Tls::new(connection))), ..Self::plain(tcp) };
+        Self::plain(tcp).secure(connection, &[]).await
+    }
+
+    /// The same connection with TLS on top, whose handshake is performed here. `received`: what the peer has sent
+    /// already.
+    ///
+    /// # Errors
+    /// As for [`Socket::handshake`].
+    pub async fn secure(self, connection: Connection, received: &[u8]) -> io::Result<Self> {
+        let socket = self.with_tls(connection);
         if let Some(tls) = &socket.tls {
-            tls.handshake(&socket).await?;
+            tls.handshake(&socket, received).await?;
         }
         Ok(socket)
     }

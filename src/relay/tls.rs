@@ -73,8 +73,8 @@ impl Tls {
         self.has_plaintext.get()
     }
 
-    pub async fn handshake(&self, socket: &Socket) -> io::Result<()> {
-        let mut complete = self.begin(socket, &[]).await?;
+    pub async fn handshake(&self, socket: &Socket, received: &[u8]) -> io::Result<()> {
+        let mut complete = self.begin(socket, received).await?;
         while !complete {
             socket.readable().await?;
             complete = self.advance(socket).await?;

@@ -84,6 +84,8 @@ pub enum Stage {
     Agent,
     Dns,
     Tcp,
+    /// From the connection to a proxy to its yes.
+    Proxy,
     Tls,
     /// The opening handshake with the target.
     Upgrade,
@@ -92,11 +94,12 @@ pub enum Stage {
 }
 
 impl Stage {
-    pub const ALL: [(Self, &'static str); 7] = [
+    pub const ALL: [(Self, &'static str); 8] = [
         (Self::Message, "message"),
         (Self::Agent, "agent"),
         (Self::Dns, "dns"),
         (Self::Tcp, "tcp"),
+        (Self::Proxy, "proxy"),
         (Self::Tls, "tls"),
         (Self::Upgrade, "upgrade"),
         (Self::Total, "total"),

@@ -296,7 +296,7 @@ async def test_no_secret_in_any_line(world, log_format):
     await refused(message("ws://10.0.0.1/"), "target_not_allowed")
     await refused({**message(plain.url()), "url": f"http://{secrets['user']}:{secrets['pass']}@x/?{secrets['query']}"}, "invalid_connect_message")
     await refused({**message(plain.url()), "url": plain.url() + "?" + secrets["query"] + "#" + secrets["path"]}, "invalid_connect_message")
-    await refused(message(plain.url(), proxy=f"socks5://u:{secrets['proxy']}@127.0.0.1:1"), "invalid_connect_message")
+    await refused(message(plain.url(), proxy=f"socks4://u:{secrets['proxy']}@127.0.0.1:1"), "invalid_connect_message")
     await refused(message(plain.url(), headers={secrets["name"] + " x": "v"}), "invalid_connect_message")
     await refused(message(plain.url(), cookies={secrets["cname"] + ";": "v"}), "invalid_connect_message")
     await refused(message(plain.url(), headers={"X": secrets["header"] + "\r\nY: z"}), "invalid_connect_message")

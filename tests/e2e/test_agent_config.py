@@ -53,7 +53,7 @@ WRONG_AGENT = {
     "twice": (agent_config(gateways=["wss://gw/agent", "wss://gw:443/agent/"]), "in the list already"),
     "password": (agent_config(gateways=["wss://a:hunter2@gw/agent"]), "without user and password"),
     "misspelt": (agent_config(insecur=True), 'unknown key "insecur"; did you mean "insecure"?'),
-    "unbuilt": (agent_config(egress={"proxy": "http://127.0.0.1:3128"}), '"proxy" in [egress] is not supported'),
+    "proxy": (agent_config(egress={"proxy": "https://127.0.0.1:3128"}), '"proxy" in [egress]: must start with socks5://, socks5h:// or http://, not https://'),
     "foreign": (agent_config(limits={"header_timeout": "1s"}), 'unknown key "header_timeout" in [limits]'),
 }
 

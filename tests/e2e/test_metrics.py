@@ -24,7 +24,7 @@ SERIES = [
     *(f'ringway_frames_total{{direction="{direction}",opcode="{opcode}"}}' for direction in ("client_to_target", "target_to_client") for opcode in ("continuation", "text", "binary", "close", "ping", "pong", "reserved")),
     'ringway_bytes_total{direction="client_to_target"}',
     'ringway_bytes_total{direction="target_to_client"}',
-    *(f'ringway_connect_seconds_{part}{{stage="{stage}"}}' for part in ("count", "sum") for stage in ("message", "agent", "dns", "tcp", "tls", "upgrade", "total")),
+    *(f'ringway_connect_seconds_{part}{{stage="{stage}"}}' for part in ("count", "sum") for stage in ("message", "agent", "dns", "tcp", "proxy", "tls", "upgrade", "total")),
     *(f'ringway_closes_total{{code="{code}",side="{side}"}}' for side in ("client", "target") for code in (*range(1000, 1015), "other")),
     'ringway_agents_up{slug="de1"}',
     "ringway_rate_limited_total",

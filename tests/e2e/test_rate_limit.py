@@ -81,7 +81,7 @@ async def test_each_key_has_its_own_bucket(world):
     assert codes(got) == ["connected", "rate_limited", "connected", "rate_limited"]
 
 
-@pytest.mark.parametrize("wrong", [{"url": 7}, {"url": "http://127.0.0.1/"}, {"headers": []}, {"cookies": 1}, {"geo": 1}, {"agent": []}, {"idle_timeout": -1}, {"proxy": "http://127.0.0.1:1"}], ids=str)
+@pytest.mark.parametrize("wrong", [{"url": 7}, {"url": "http://127.0.0.1/"}, {"headers": []}, {"cookies": 1}, {"geo": 1}, {"agent": []}, {"idle_timeout": -1}, {"proxy": "https://127.0.0.1:1"}], ids=str)
 async def test_refusal_before_the_bucket_costs_nothing(world, wrong):
     """ONE token per session, taken when the connect message has been validated. A refusal before the bucket costs nothing"""
     gateway, target = await world.gateway(keys=[key_entry(rate=SLOW, burst=1)]), world.target().serve_echo()

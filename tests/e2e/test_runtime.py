@@ -264,7 +264,6 @@ WRONG = {
 }
 UNBUILT = {
     "keys.store": (GOOD.replace('file = "keys.toml"', 'file = "keys.toml"\nstore = "redis://127.0.0.1:6379"'), "store"),
-    "egress.proxy": (GOOD.replace("[egress]", '[egress]\nproxy = "http://127.0.0.1:3128"'), "proxy"),
     "runtime.relay": (GOOD.replace("[runtime]", '[runtime]\nrelay = "ring"'), "relay"),
 }
 

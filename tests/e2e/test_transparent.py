@@ -409,14 +409,14 @@ async def test_what_the_operator_sees(world):
     client, connection = await session(world, gateway, target)
     session_id = re.search(r"Ringway-Session-Id: (\S+)", client.head)[1]
     [row] = await sessions(gateway)
-    assert (row["id"], row["form"], row["state"]) == (session_id, "transparent", "connected")
+    assert (row["id"], row["form"], row["state"]) == (session_id, "query", "connected")
     await client.part(connection)
     answer = await refused(world, gateway, "/ws?url=ws://127.0.0.1:1/", 502, "target_unreachable")
     assert answer.status == 502
     await gateway.wait_until(lambda: gateway.err.count('"target":"access"') >= 2, "access log of 2 lines")
     good, bad = [json.loads(line) for line in gateway.lines if '"target":"access"' in line]
-    assert (good["session"], good["form"], good["outcome"], good["close_code"]) == (session_id, "transparent", "connected", 1000)
-    assert (bad["form"], bad["outcome"], bad["closed_by"], bad.get("close_code")) == ("transparent", "target_unreachable", "gateway", None)
+    assert (good["session"], good["form"], good["outcome"], good["close_code"]) == (session_id, "query", "connected", 1000)
+    assert (bad["form"], bad["outcome"], bad["closed_by"], bad.get("close_code")) == ("query", "target_unreachable", "gateway", None)
     got = await samples(gateway)
     assert got['ringway_sessions_total{outcome="connected"}'] == 1
     assert got['ringway_sessions_total{outcome="target_unreachable"}'] == 1

@@ -27,7 +27,7 @@ use crate::{
     },
     protocol::{
         answer::Failure,
-        connect::{ConnectRequest, Handshake, Opening, Selection},
+        connect::{ConnectRequest, Handshake, Opening, Proxy, Selection},
         link::{self, Head, Reply, Request, Took},
         session::Place,
         target::Target,
@@ -176,6 +176,7 @@ async fn serve(worker: Rc<Worker>, ticket: Ticket, load: Load, asked: Asked, dra
     for (stage, time) in [
         (Stage::Dns, &timings.dns),
         (Stage::Tcp, &timings.tcp),
+        (Stage::Proxy, &timings.proxy),
         (Stage::Tls, &timings.tls),
         (Stage::Upgrade, &timings.upgrade),
     ] {
@@ -212,7 +213,9 @@ fn admit(worker: &Rc<Worker>, ticket: &Ticket, request: &Request) -> Result<Sess
     if worker.shared.draining() {
         return Err(End::Refused("draining"));
     }
-    let target = Target::parse(&request.url).map_err(|_| End::Refused("a request that cannot be read"))?;
+    let unreadable = End::Refused("a request that cannot be read");
+    let Ok(target) = Target::parse(&request.url) else { return Err(unreadable) };
+    let Ok(proxy) = request.proxy.as_deref().map(Proxy::parse).transpose() else { return Err(unreadable) };
     let record = Record::new(worker, ticket.instance.clone(), &request.session, &target);
     let record = record.ok_or(End::Refused("full"))?;
     let connect = ConnectRequest {
@@ -227,6 +230,7 @@ fn admit(worker: &Rc<Worker>, ticket: &Ticket, request: &Request) -> Result<Sess
         },
         selection: Selection::new(None, None),
         idle_timeout: None,
+        proxy,
     };
     Ok(SessionOf { connect, record })
 }
@@ -241,7 +245,8 @@ async fn dial(
     timings: &Timings,
     draining: &Signal,
 ) -> Result<(Dialled, Vec<u8>), End> {
-    say(socket, &Reply::Accepted).await.map_err(|_| End::Gone)?;
+    let proxy = worker.shared.dialler.proxy_of(connect).is_some();
+    say(socket, &Reply::Accepted { proxy }).await.map_err(|_| End::Gone)?;
     let stop = Signal::default();
     let dialled = {
         let dial = Box::pin(dial_in_time(worker, socket, connect, deadline, timings, draining));
@@ -269,20 +274,30 @@ async fn dial_in_time(
     draining: &Signal,
 ) -> Result<Dialled, End> {
     let dialler = &worker.shared.dialler;
-    let lookup = deadline::until(deadline, dialler.addresses(&connect.target, timings));
-    let addresses = match worker.tasks.within_window(draining, lookup).await {
-        Some(Some(addresses)) => addresses.map_err(End::Failed)?,
-        Some(None) => return Err(End::Failed(Failure::TargetTimeout)),
-        None => return Err(End::Refused("draining")),
-    };
+    let way = step(worker, draining, deadline, timings, dialler.way(connect, timings)).await;
+    let way = way.ok_or(End::Refused("draining"))?.map_err(End::Failed)?;
     // Not within that time: a send is awaited to its end.
     say(socket, &Reply::Dialing).await.map_err(|_| End::Gone)?;
-    let reach = deadline::until(deadline, dialler.reach(connect, addresses, timings));
-    match worker.tasks.within_window(draining, Box::pin(reach)).await {
-        Some(Some(dialled)) => dialled.map_err(End::Failed),
-        Some(None) => Err(End::Failed(Failure::TargetTimeout)),
-        None => Err(End::Drained),
+    let connected = Box::pin(dialler.connect(connect, way, timings));
+    let connected = step(worker, draining, deadline, timings, connected).await.ok_or(End::Drained)?;
+    let line = connected.map_err(End::Failed)?;
+    if dialler.proxy_of(connect).is_some() {
+        say(socket, &Reply::ProxyAccepted).await.map_err(|_| End::Gone)?;
     }
+    let opened = Box::pin(dialler.open(connect, line, timings));
+    step(worker, draining, deadline, timings, opened).await.ok_or(End::Drained)?.map_err(End::Failed)
+}
+
+/// One step of a dial, as long as there is time for it. `None`: the time of a drain is over.
+async fn step<T>(
+    worker: &Worker,
+    draining: &Signal,
+    deadline: Instant,
+    timings: &Timings,
+    step: impl Future<Output = Result<T, Failure>>,
+) -> Option<Result<T, Failure>> {
+    let done = worker.tasks.within_window(draining, deadline::until(deadline, step)).await?;
+    Some(done.unwrap_or_else(|| Err(timings.late())))
 }
 
 /// Keeps what comes until stopped. Ends early when the channel ends.
@@ -351,6 +366,7 @@ fn took(timings: &Timings) -> Took {
     Took {
         dns_us: us(&timings.dns),
         tcp_us: us(&timings.tcp),
+        proxy_us: us(&timings.proxy),
         tls_us: us(&timings.tls),
         upgrade_us: us(&timings.upgrade),
     }
@@ -380,7 +396,10 @@ impl End {
                 }
             }
             Self::Failed(failure) => {
-                if let Failure::TargetUnreachable(why) | Failure::TargetHandshakeInvalid(why) = &failure {
+                if let Failure::TargetUnreachable(why)
+                | Failure::TargetHandshakeInvalid(why)
+                | Failure::ProxyFailed(why) = &failure
+                {
                     tracing::debug!(%session, code = failure.code(), "no session: {why}");
                 }
                 worker.counters.outcome(failure.code());

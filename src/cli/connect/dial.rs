@@ -12,7 +12,12 @@ use tokio_rustls::TlsConnector;
 
 use super::screen::harmless;
 use crate::{
-    agent::{dial as target_dial, handshake::{AnswerReader, Asked}, insecure::trust_anybody, tls},
+    agent::{
+        dial as target_dial,
+        handshake::{AnswerReader, Asked},
+        insecure::trust_anybody,
+        tls,
+    },
     protocol::{
         answer::Failure,
         opening,

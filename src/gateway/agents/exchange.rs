@@ -12,7 +12,7 @@ use crate::{
     },
     protocol::{
         answer::Failure,
-        connect::{ConnectRequest, Handshake, Opening},
+        connect::{ConnectRequest, Handshake, Opening, Proxy},
         link::{self, Head, Reply, Request, Took},
     },
     relay::{
@@ -50,7 +50,10 @@ pub async fn exchange(
     };
     let Handshake { host, headers, subprotocols } = ours;
     let timeout_ms = u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
-    let asked = Request { session, url: request.target.to_url(), host, headers, subprotocols, head, timeout_ms };
+    let proxy = request.proxy.as_ref().map(Proxy::to_url);
+    let asked = Request { session, url: request.target.to_url(), host, headers, subprotocols, head, proxy, timeout_ms };
+    // Of an agent before this one, perhaps.
+    timings.awaits_proxy.set(false);
     let socket = Rc::new(socket);
     let asked_at = Instant::now();
     let sent = deadline::within(&socket, link::ACCEPT, socket.send_bytes(&link::encode(&asked))).await;
@@ -58,7 +61,11 @@ pub async fn exchange(
     let mut input = Vec::new();
     let accepted = deadline::until(Instant::now() + link::ACCEPT, next(&socket, &mut input)).await;
     match accepted {
-        Some(Ok(Reply::Accepted)) => {}
+        // One that has passed it over dials the target itself, for the little time that the channel still has.
+        Some(Ok(Reply::Accepted { proxy: false })) if request.proxy.is_some() => {
+            return Err(Unmet::Again("it knows nothing of proxies".into()));
+        }
+        Some(Ok(Reply::Accepted { proxy })) => timings.awaits_proxy.set(proxy),
         Some(Ok(Reply::Refused { reason })) => return Err(Unmet::Refused(link::readable(&reason))),
         Some(Ok(_)) => return Err(Unmet::Again("an answer that was not expected".into())),
         Some(Err(error)) => return Err(Unmet::Again(error.to_string())),
@@ -71,6 +78,7 @@ pub async fn exchange(
         };
         match next(&socket, &mut input).await {
             Ok(Reply::Dialing) => begun = true,
+            Ok(Reply::ProxyAccepted) => timings.awaits_proxy.set(false),
             Ok(Reply::Connected { subprotocol, head, took }) => {
                 note(&took, asked_at.elapsed(), timings);
                 let accepted = judge(&request.opening, subprotocol, head);
@@ -86,7 +94,7 @@ pub async fn exchange(
             }
             Ok(Reply::Refused { reason }) if !begun => return Err(Unmet::Refused(link::readable(&reason))),
             Ok(Reply::Refused { reason }) => return Err(lost(begun, link::readable(&reason))),
-            Ok(Reply::Accepted | Reply::Unknown) => {}
+            Ok(Reply::Accepted { .. } | Reply::Unknown) => {}
             Err(error) => return Err(lost(begun, error.to_string())),
         }
     }
@@ -125,6 +133,7 @@ fn note(took: &Took, all: Duration, timings: &Timings) {
     let time = |us: Option<u64>| us.map(|us| Duration::from_micros(us).min(all));
     timings.dns.set(time(took.dns_us));
     timings.tcp.set(time(took.tcp_us));
+    timings.proxy.set(time(took.proxy_us));
     timings.tls.set(time(took.tls_us));
     timings.upgrade.set(time(took.upgrade_us));
 }

@@ -63,9 +63,7 @@ async fn say(end: End, worker: &Worker, client: Client, record: &Record) {
         End::Answer(_) | End::Broken => {
             Response::error(400, "invalid_request", "Bad request: a Close before the answer to the opening handshake")
         }
-        End::Close(_) => {
-            Response::error(503, "draining", "This gateway is shutting down").with("Retry-After", "1")
-        }
+        End::Close(_) => Response::error(503, "draining", "This gateway is shutting down").with("Retry-After", "1"),
         End::Failure(failure) => Response::from(failure),
     };
     // Frames that the client has sent without waiting are read and dropped, so that the answer is not lost in a reset.

@@ -6,6 +6,7 @@ use std::fmt;
 
 use thiserror::Error;
 
+use super::proxy::ProxyError;
 use crate::protocol::target::TargetError;
 
 /// Why a connect message, or the query of the transparent form, is not usable. `Display` is the text behind `Invalid
@@ -52,8 +53,8 @@ pub enum Reason {
     NotATimeout,
     #[error("not UTF-8")]
     NotUtf8,
-    #[error("is not supported by this gateway yet")]
-    NotSupported,
+    #[error("{0}")]
+    Proxy(#[from] ProxyError),
 }
 
 impl Reason {

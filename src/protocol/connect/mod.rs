@@ -9,6 +9,7 @@ mod cookies;
 mod error;
 mod headers;
 mod json;
+mod proxy;
 mod query;
 mod selection;
 #[cfg(test)]
@@ -20,6 +21,7 @@ use std::time::Duration;
 pub use self::error::{ConnectError, Field, Reason};
 use self::headers::Headers;
 use self::json::{Members, Message, Value};
+pub use self::proxy::{Credentials, Proxy, ProxyError, ProxyKind};
 pub use self::query::Query;
 pub use self::selection::Selection;
 use crate::protocol::target::Target;
@@ -40,6 +42,8 @@ pub struct ConnectRequest {
     pub selection: Selection,
     /// How long the target may send no data message; `None` for as long as it likes.
     pub idle_timeout: Option<Duration>,
+    /// Behind which the target is to be reached; `None`: as the agent likes.
+    pub proxy: Option<Proxy>,
 }
 
 /// The opening handshake with the target.
@@ -102,7 +106,7 @@ impl<'a> ConnectMessage<'a> {
     /// Judges all fields but the key.
     ///
     /// # Errors
-    /// A missing `url`, a wrong type, an illegal value, a field that is not built yet; the error names the field.
+    /// A missing `url`, a wrong type, an illegal value; the error names the field.
     pub fn validate(self) -> Result<ConnectRequest, ConnectError> {
         let url = self.text("url")?.ok_or_else(|| Reason::Missing.of("url"))?;
         let target = Target::parse(url).map_err(|error| Reason::from(error).of("url"))?;
@@ -118,11 +122,9 @@ impl<'a> ConnectMessage<'a> {
 
         let selection = Selection::new(self.text("geo")?, self.text("agent")?);
         let idle_timeout = idle_timeout(self.number("idle_timeout")?.unwrap_or_default())?;
-        if self.message.field("proxy").is_some() {
-            return Err(Reason::NotSupported.of("proxy"));
-        }
+        let proxy = self.text("proxy")?.map(read_proxy).transpose()?;
         let opening = Opening::Ours(Handshake { host, headers: headers.into_list(), subprotocols });
-        Ok(ConnectRequest { target, opening, selection, idle_timeout })
+        Ok(ConnectRequest { target, opening, selection, idle_timeout, proxy })
     }
 
     fn text(&self, name: &'static str) -> Result<Option<&'a str>, ConnectError> {
@@ -165,7 +167,8 @@ impl fmt::Debug for ConnectRequest {
             .field("opening", &self.opening)
             .field("selection", &self.selection)
             .field("idle_timeout", &self.idle_timeout)
-            .finish_non_exhaustive()
+            .field("proxy", &self.proxy)
+            .finish()
     }
 }
 
@@ -184,6 +187,10 @@ impl fmt::Debug for Handshake {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_list().entries(self.headers.iter().map(|(name, _)| name)).finish()
     }
+}
+
+fn read_proxy(text: &str) -> Result<Proxy, ConnectError> {
+    Proxy::parse(text).map_err(|error| Reason::from(error).of("proxy"))
 }
 
 fn wrong_type(field: &'static str, expected: &'static str, found: Value<'_, '_>) -> ConnectError {

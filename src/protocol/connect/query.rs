@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use percent_encoding::percent_decode_str;
 
 use super::error::{ConnectError, Reason};
-use super::{ConnectRequest, Opening, Selection, idle_timeout};
+use super::{ConnectRequest, Opening, Selection, idle_timeout, read_proxy};
 use crate::protocol::target::Target;
 
 /// A query, with its fields still unjudged. Of a name given twice the last counts, names that mean nothing are ignored.
@@ -30,7 +30,7 @@ impl<'a> Query<'a> {
     /// Judges all fields but the key. `head`: the opening handshake of the client's own, for that target.
     ///
     /// # Errors
-    /// An illegal value, a field that is not built yet; the error names the field.
+    /// An illegal value; the error names the field.
     pub fn validate(&self, head: impl FnOnce(&Target) -> Vec<u8>) -> Result<ConnectRequest, ConnectError> {
         let url = self.text("url")?.unwrap_or_default();
         let target = Target::parse(&url).map_err(|error| Reason::from(error).of("url"))?;
@@ -41,11 +41,10 @@ impl<'a> Query<'a> {
             None | Some("") => None,
             Some(text) => idle_timeout(text.parse().map_err(|_| Reason::NotATimeout.of("idle_timeout"))?)?,
         };
-        if self.text("proxy")?.is_some_and(|proxy| !proxy.is_empty()) {
-            return Err(Reason::NotSupported.of("proxy"));
-        }
+        let proxy = self.text("proxy")?.filter(|proxy| !proxy.is_empty());
+        let proxy = proxy.as_deref().map(read_proxy).transpose()?;
         let opening = Opening::Passed(head(&target));
-        Ok(ConnectRequest { target, opening, selection, idle_timeout })
+        Ok(ConnectRequest { target, opening, selection, idle_timeout, proxy })
     }
 
     fn text(&self, name: &'static str) -> Result<Option<Cow<'a, str>>, ConnectError> {
@@ -56,7 +55,7 @@ impl<'a> Query<'a> {
     /// As it was written.
     fn value(&self, name: &str) -> Option<&'a str> {
         let pairs = self.0.split('&').map(|pair| pair.split_once('=').unwrap_or((pair, "")));
-        pairs.filter(|(given, _)| percent_decode_str(given).eq(name.bytes())).last().map(|(_, value)| value)
+        pairs.rev().find(|(given, _)| percent_decode_str(given).eq(name.bytes())).map(|(_, value)| value)
     }
 }
 
@@ -69,6 +68,7 @@ fn decoded(value: &str) -> Option<Cow<'_, str>> {
 mod tests {
     use std::time::Duration;
 
+    use super::super::Proxy;
     use super::*;
 
     fn read(query: &str) -> Result<ConnectRequest, String> {
@@ -86,6 +86,10 @@ mod tests {
         assert_eq!(request.opening, Opening::Passed(b"ws://h.example:81/p?a=b&c".to_vec()));
         assert_eq!(request.selection, Selection::new(Some("US,DE"), Some("de1,us1")));
         assert_eq!(request.idle_timeout, Some(Duration::from_millis(1500)));
+        assert_eq!(request.proxy, None);
+        // Its own percent-encoding is decoded behind that of the query.
+        let request = read("url=ws://h/&proxy=socks5%3A%2F%2Fu%3A%2540%40h%3A9").unwrap();
+        assert_eq!(request.proxy, Some(Proxy::parse("socks5://u:%40@h:9").unwrap()));
     }
 
     #[test]
@@ -108,14 +112,19 @@ mod tests {
             ("url=", "url: must start with ws:// or wss://"),
             ("url=http://h/", "url: must start with ws:// or wss://, not http://"),
             ("url=ws://h/%23x", "url: must not have a fragment (write # as %23)"),
-            ("url=ws://h/%0d%0a", "url: must not contain control characters"),
+            ("url=ws://h/%0d%0ax", "url: must not contain control characters"),
             ("url=ws://h/%ff", "url: not UTF-8"),
             ("url=ws://h/&geo=%ff", "geo: not UTF-8"),
             ("url=ws://h/&idle_timeout=x", "idle_timeout: must be a finite number, 0 or more"),
             ("url=ws://h/&idle_timeout=-1", "idle_timeout: must be a finite number, 0 or more"),
             ("url=ws://h/&idle_timeout=inf", "idle_timeout: must be a finite number, 0 or more"),
             ("url=ws://h/&idle_timeout=nan", "idle_timeout: must be a finite number, 0 or more"),
-            ("url=ws://h/&proxy=x", "proxy: is not supported by this gateway yet"),
+            ("url=ws://h/&proxy=x", "proxy: must start with socks5://, socks5h:// or http://"),
+            (
+                "url=ws://h/&proxy=http://h/p",
+                "proxy: must end behind its host and port: it has no path, query or fragment",
+            ),
+            ("url=ws://h/&proxy=%ff", "proxy: not UTF-8"),
         ] {
             assert_eq!(read(query).unwrap_err(), expected, "{query}");
         }

@@ -84,10 +84,11 @@ fn the_key_comes_from_one_place() {
 
 #[test]
 fn wrong_types_name_the_field() {
-    for field in FIELDS.into_iter().filter(|field| *field != "proxy") {
+    for field in FIELDS {
         let (good, expected) = match field {
             "headers" | "cookies" => ("{}", "an object"),
             "idle_timeout" => ("1", "a number"),
+            "proxy" => ("\"http://h\"", "a string"),
             _ => ("\"ws://h/\"", "a string"),
         };
         for (value, found) in [
@@ -99,7 +100,7 @@ fn wrong_types_name_the_field() {
         ] {
             let result = with(&format!("\"{field}\":{value}"));
             if found == expected {
-                assert!(field == "url" || result.is_ok(), "{field} {value}");
+                assert!(matches!(field, "url" | "proxy") || result.is_ok(), "{field} {value}");
             } else {
                 assert_eq!(result.unwrap_err().to_string(), format!("{field}: must be {expected}, not {found}"));
                 // Given twice, the last counts.
@@ -119,8 +120,12 @@ fn errors_name_the_field() {
         (r#"{"url":""}"#, "url: must start with ws:// or wss://"),
         (r#"{"url":"http://h"}"#, "url: must start with ws:// or wss://, not http://"),
         (r#"{"url":"ws://h/#"}"#, "url: must not have a fragment (write # as %23)"),
-        (r#"{"url":"ws://h","proxy":"socks5://u:p@h:1080"}"#, "proxy: is not supported by this gateway yet"),
-        (r#"{"url":"ws://h","proxy":{}}"#, "proxy: is not supported by this gateway yet"),
+        (r#"{"url":"ws://h","proxy":""}"#, "proxy: must start with socks5://, socks5h:// or http://"),
+        (
+            r#"{"url":"ws://h","proxy":"https://h"}"#,
+            "proxy: must start with socks5://, socks5h:// or http://, not https://",
+        ),
+        (r#"{"url":"ws://h","proxy":"socks5://h:0"}"#, "proxy: port 0 cannot be dialled"),
         (r#"{"url":"ws://h","headers":{"a b":""}}"#, "headers.a b: not a legal header name"),
         (r#"{"url":"ws://h","cookies":{"a":";"}}"#, "cookies.a: not a legal cookie value"),
         (r#"{"url":"ws://h","idle_timeout":-1}"#, "idle_timeout: must be a finite number, 0 or more"),
@@ -219,7 +224,7 @@ fn subprotocols_are_listed_and_sent_as_written() {
 
 #[test]
 fn nothing_secret_is_shown() {
-    let mut text = br#"{"key":"hunter2","url":"wss://hunter2:hunter2@h/hunter2?hunter2","headers":{"A":"hunter2"},"cookies":{"a":"hunter2"}}"#
+    let mut text = br#"{"key":"hunter2","url":"wss://hunter2:hunter2@h/hunter2?hunter2","headers":{"A":"hunter2"},"cookies":{"a":"hunter2"},"proxy":"http://hunter2:hunter2@h"}"#
         .to_vec();
     let message = parse(&mut text).unwrap();
     let shown = format!("{message:?}") + &format!("{:?}", message.validate().unwrap());
@@ -229,6 +234,8 @@ fn nothing_secret_is_shown() {
         r#""url":"ws://hunter2:0/""#,
         r#""url":"ws://u:hunter2@h/#hunter2""#,
         r#""proxy":"hunter2""#,
+        r#""proxy":"socks5://u:hunter2@h/hunter2""#,
+        r#""proxy":"socks4://u:hunter2@h""#,
         r#""headers":{"A":"hunter2\n"}"#,
         r#""cookies":{"a":"hunter2;"}"#,
         r#""headers":"hunter2""#,
@@ -265,6 +272,8 @@ fn sixty_four_kib_of_anything_is_quick_and_bounded() {
         format!("\"headers\":{{\"{long} \":\"\"}}"),
         format!("\"cookies\":{{\"{escapes}\":\"\"}}"),
         format!("\"idle_timeout\":{}", "9".repeat(60_000)),
+        format!("\"proxy\":\"socks5://{long}:{long}@h\"").replace(&long, &long[..30_000]),
+        format!("\"proxy\":\"http://{long}\""),
     ] {
         let error = with(&fields).unwrap_err().to_string();
         assert!(error.len() < 200, "{error}");

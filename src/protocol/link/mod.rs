@@ -6,7 +6,8 @@
 //! last message is followed by the session's WebSocket frames, as they are.
 //!
 //! Messages and fields that a later version adds are passed over by an earlier one, so two versions that have a
-//! protocol number in common understand each other. Must never show a header, a cookie or a path in `Debug`.
+//! protocol number in common understand each other. Must never show a header, a cookie, a path or a
+//! credential in `Debug`.
 pub mod liveness;
 
 use std::{borrow::Cow, fmt, ops::RangeInclusive, time::Duration};
@@ -108,7 +109,11 @@ pub struct Request {
     /// The head that goes out instead of one made of `host` and `headers` (the transparent form).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub head: Option<Head>,
-    /// The time that is left for all of DNS, TCP, TLS and opening handshake, in milliseconds.
+    /// The URL of the proxy behind which the target is, with its credentials. An agent that has read this says so in
+    /// [`Reply::Accepted`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub proxy: Option<String>,
+    /// The time that is left for all of DNS, TCP, proxy, TLS and opening handshake, in milliseconds.
     pub timeout_ms: u64,
 }
 
@@ -148,11 +153,18 @@ impl<'de> Deserialize<'de> for Head {
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum Reply {
     /// The request has come.
-    Accepted,
+    Accepted {
+        /// A proxy will be dialled, the client's or the agent's own. Until it has said yes, what goes wrong is the
+        /// proxy's doing, the time's end too.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        proxy: bool,
+    },
     /// It is not this agent that will do it, and it has begun nothing.
     Refused { reason: String },
     /// The first packet to the target is about to go out: from now on nobody else may try.
     Dialing,
+    /// The proxy has said yes.
+    ProxyAccepted,
     /// The target has answered 101. Frames follow.
     Connected {
         #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -185,6 +197,8 @@ pub struct Took {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tcp_us: Option<u64>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub proxy_us: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tls_us: Option<u64>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub upgrade_us: Option<u64>,
@@ -195,7 +209,9 @@ impl Reply {
     #[must_use]
     pub fn failed(failure: &Failure, took: Took) -> Self {
         let (detail, status) = match failure {
-            Failure::TargetUnreachable(why) | Failure::TargetHandshakeInvalid(why) => (why.clone(), None),
+            Failure::TargetUnreachable(why) | Failure::TargetHandshakeInvalid(why) | Failure::ProxyFailed(why) => {
+                (why.clone(), None)
+            }
             Failure::TargetRejected { status } => (String::new(), Some(*status)),
             _ => (String::new(), None),
         };
@@ -222,6 +238,7 @@ pub fn failure(code: &str, detail: &str, status: Option<u16>) -> Failure {
         ("target_rejected", Some(status)) => Failure::TargetRejected { status },
         ("target_rejected", None) => Failure::TargetHandshakeInvalid(detail()),
         ("target_timeout", _) => Failure::TargetTimeout,
+        ("proxy_failed", _) => Failure::ProxyFailed(detail()),
         _ => Failure::AgentFailure,
     }
 }

@@ -8,6 +8,7 @@ fn request() -> Request {
         headers: vec![("x-B".into(), "\"1\"".into()), ("a".into(), "ü".into())],
         subprotocols: vec!["mqtt".into()],
         head: Some(Head((0..=255).collect())),
+        proxy: Some("socks5://u:secret@proxy.example:1080".into()),
         timeout_ms: 15_000,
     }
 }
@@ -48,12 +49,15 @@ fn all_messages() {
     same([FromGateway::Heartbeat, FromGateway::Open { count: 3 }, FromGateway::Draining]);
     let took = Took { dns_us: Some(1), tls_us: Some(u64::MAX), ..Took::default() };
     same([
-        Reply::Accepted,
+        Reply::Accepted { proxy: false },
+        Reply::Accepted { proxy: true },
         Reply::Dialing,
+        Reply::ProxyAccepted,
         Reply::Refused { reason: "draining".into() },
         Reply::Connected { subprotocol: Some("mqtt".into()), head: None, took },
         Reply::Connected { subprotocol: None, head: Some(Head(b"\xfc\0\"\\".to_vec())), took: Took::default() },
         Reply::failed(&Failure::TargetRejected { status: 403 }, took),
+        Reply::failed(&Failure::ProxyFailed("why".into()), took),
     ]);
 }
 

@@ -22,8 +22,10 @@ REMOTE = os.environ.get("RINGWAY_TEST_AGENT") == "remote"
 
 
 class World:
-    def __init__(self, front_tls: bool = False, target_tls: bool = False) -> None:
-        """`front_tls`: gateways listen with TLS only, and clients connect so; `target_tls`: targets are `wss://`."""
+    def __init__(self, front_tls: bool = False, target_tls: bool = False, remote: bool = REMOTE) -> None:
+        """`front_tls`: gateways listen with TLS only, and clients connect so; `target_tls`: targets are `wss://`; `remote`:
+        a remote agent in the place of the embedded one."""
+        self.remote = remote
         self.stack = AsyncExitStack()
         self.front_tls, self.target_tls = front_tls, target_tls
         self.authority = Authority(self.folder()) if front_tls or target_tls else None
@@ -44,7 +46,7 @@ class World:
         """A running gateway; options as for `Gateway.run` and `gateway_config`."""
         options = self.front(**options)
         options.setdefault("folder", self.folder())
-        agent = self.split(options) if REMOTE and options.get("embedded", True) and "tokens" not in options else None
+        agent = self.split(options) if self.remote and options.get("embedded", True) and "tokens" not in options else None
         gateway = await Gateway.run(options.pop("folder"), **options)
         self.stack.push_async_callback(gateway.kill)
         if agent is not None:

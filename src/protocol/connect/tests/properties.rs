@@ -108,7 +108,8 @@ fn field() -> impl Strategy<Value = (String, String)> {
         1 => (string(Just("geo".to_owned())), or_anything(list())),
         1 => (string(Just("agent".to_owned())), or_anything(list())),
         2 => (string(Just("idle_timeout".to_owned())), or_anything(timeout)),
-        1 => (string(one_of(&["proxy", "PROXY", "Url", "x"])), prop_oneof![Just("null".to_owned()), anything().boxed()]),
+        1 => (string(Just("proxy".to_owned())), or_anything(string(one_of(&["socks5://u:p@h", "http://h:1/", "http://h/p", ""])))),
+        1 => (string(one_of(&["PROXY", "Url", "x"])), prop_oneof![Just("null".to_owned()), anything().boxed()]),
     ]
 }
 

@@ -3,7 +3,7 @@ use std::fmt;
 
 use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 
-use super::super::{ConnectRequest, Handshake, Opening, Selection, comma_list, idle_timeout};
+use super::super::{ConnectRequest, Handshake, Opening, Proxy, Selection, comma_list, idle_timeout};
 use crate::protocol::target::Target;
 
 #[derive(Clone, Debug)]
@@ -96,14 +96,18 @@ pub fn validate(fields: &[(String, Json)]) -> Result<ConnectRequest, Vec<String>
             None
         }
     };
-    let (url, geo, agent) = (text("url"), text("geo"), text("agent"));
+    let (url, geo, agent, proxy) = (text("url"), text("geo"), text("agent"), text("proxy"));
     let target = url.and_then(|url| Target::parse(&url).ok());
     if target.is_none() {
         wrong.push("url".to_owned());
     }
-    if last(fields, "proxy").is_some() {
-        wrong.push("proxy".to_owned());
-    }
+    let proxy = proxy.and_then(|proxy| match Proxy::parse(&proxy) {
+        Ok(proxy) => Some(proxy),
+        Err(_) => {
+            wrong.push("proxy".to_owned());
+            None
+        }
+    });
     let timeout = match last(fields, "idle_timeout") {
         None => Some(0.0),
         Some(Json::Number(number)) if *number >= 0.0 => Some(*number),
@@ -165,7 +169,7 @@ pub fn validate(fields: &[(String, Json)]) -> Result<ConnectRequest, Vec<String>
     let subprotocols = given(&headers, "sec-websocket-protocol").map_or(vec![], |(_, list)| comma_list(&list));
     let selection = Selection::new(geo.as_deref(), agent.as_deref());
     let opening = Opening::Ours(Handshake { host, headers, subprotocols });
-    Ok(ConnectRequest { target, opening, selection, idle_timeout: idle_timeout(timeout).unwrap() })
+    Ok(ConnectRequest { target, opening, selection, idle_timeout: idle_timeout(timeout).unwrap(), proxy })
 }
 
 fn merged(header: &str, cookies: &[(String, String)]) -> String {
