@@ -176,9 +176,7 @@ impl Request {
 
     /// Whether a header that holds a comma list has this item, in any case.
     pub fn lists(&self, name: &str, item: &str) -> bool {
-        self.values(name)
-            .flat_map(|value| value.split(','))
-            .any(|value| value.trim().eq_ignore_ascii_case(item))
+        self.values(name).flat_map(|value| value.split(',')).any(|value| value.trim().eq_ignore_ascii_case(item))
     }
 
     /// The values of all headers of that name that are text.

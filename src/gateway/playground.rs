@@ -117,7 +117,8 @@ mod tests {
         assert!(PAGE.html.contains(&format!("<script>{SCRIPT}</script>")));
         assert!(!STYLE.contains("</style") && !SCRIPT.contains("</script") && !SCRIPT.contains("<!--"));
         // Attributes that the policy forbids, and whatever would be fetched.
-        for forbidden in [" style=", " onclick=", " src=", "href=\"http", "href=\"//", "javascript:", "@import", "url("] {
+        for forbidden in [" style=", " onclick=", " src=", "href=\"http", "href=\"//", "javascript:", "@import", "url("]
+        {
             assert!(!HTML.contains(forbidden) && !STYLE.contains(forbidden), "{forbidden}");
         }
         for unsafe_sink in ["innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval(", "localStorage"] {
