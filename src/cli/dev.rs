@@ -1,4 +1,5 @@
-//! `ringway dev`: everything on this machine, with a page to try it in and lines to paste. For a first look, and for developing clients.
+//! `ringway dev`: everything on this machine, with a page to try it in and lines to paste. For a first look, and for
+//! developing clients.
 use std::{
     io::{self, Write},
     net::{Ipv4Addr, Ipv6Addr, SocketAddr},

@@ -1,6 +1,6 @@
 """The contract, section 5: `/ws/docs` with `Accept: text/html` is the playground, in a browser and against a real gateway.
 
-The README's pictures are made anew by `RINGWAY_SCREENSHOTS=docs/images tests/run -k screenshots`."""
+The README's pictures are made anew by `RINGWAY_SCREENSHOTS=docs/images RINGWAY_TEST_DRIVERS=io_uring tests/run -k screenshots`."""
 from __future__ import annotations
 
 import asyncio
