@@ -12,7 +12,7 @@ const bytesOf = (text) => new TextEncoder().encode(text);
 const MASK = '••••••••';
 // What is kept of a session; older messages make room.
 const MOST_MESSAGES = 50000;
-const MOST_BYTES = 64 << 20;
+const MOST_BYTES = 32 << 20;
 const LARGEST_FILE = 64 << 20;
 // What is shown of one message.
 const PREVIEW = 300;
@@ -246,6 +246,7 @@ let dropped = 0;
 let count = 0;
 let selected = null;
 let following = true;
+let placed = 0;
 let drawn = new Map();
 let scheduled = false;
 const figures = { out: [0, 0], in: [0, 0] };
@@ -323,7 +324,10 @@ function draw() {
   scheduled = false;
   const height = parseFloat(getComputedStyle(document.documentElement).getPropertyValue('--row'));
   spacer.style.height = `${shown.length * height}px`;
-  if (following) list.scrollTop = list.scrollHeight;
+  if (following) {
+    list.scrollTop = list.scrollHeight;
+    placed = list.scrollTop;
+  }
   const first = Math.max(0, Math.floor(list.scrollTop / height) - 4);
   const window = shown.slice(first, Math.ceil((list.scrollTop + list.clientHeight) / height) + 4);
   const next = new Map();
@@ -355,7 +359,8 @@ function draw() {
 }
 
 list.addEventListener('scroll', () => {
-  following = list.scrollTop + list.clientHeight >= list.scrollHeight - 8;
+  // Where the list has become lower meanwhile, its end is out of sight without anybody having scrolled.
+  following = list.scrollTop + list.clientHeight >= list.scrollHeight - 8 || (following && list.scrollTop >= placed);
   schedule();
 }, { passive: true });
 new ResizeObserver(schedule).observe(list);
