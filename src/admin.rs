@@ -233,7 +233,7 @@ impl<O: Overview> Server<O> {
             "/readyz" => self.readiness(),
             "/sessions" => self.sessions().await,
             DRAIN_PATH => return self.drain(request),
-            _ => Response::json(200, r#"{"ok":true}"#.into()),
+            _ => Response::json(200, r#"{"ok":true}"#),
         };
         (answer, false)
     }
@@ -250,7 +250,7 @@ impl<O: Overview> Server<O> {
         if let Some((code, message)) = self.overview.not_ready() {
             return Response::error(503, code, message);
         }
-        Response::json(200, r#"{"ok":true}"#.into())
+        Response::json(200, r#"{"ok":true}"#)
     }
 
     /// A page in the operator's own browser can make requests to loopback addresses, but not without `Origin`.
@@ -259,7 +259,7 @@ impl<O: Overview> Server<O> {
             return (Response::error(403, "forbidden", "Not for web pages"), false);
         }
         self.overview.begin_drain();
-        (Response::json(202, r#"{"draining":true}"#.into()), true)
+        (Response::json(202, r#"{"draining":true}"#), true)
     }
 
     async fn sessions(&self) -> Response {

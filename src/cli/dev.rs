@@ -1,4 +1,5 @@
-//! `ringway dev`: everything on this machine, with lines to paste. For a first look, and for developing clients.
+//! `ringway dev`: everything on this machine, with a page to try it in and lines to paste. For a first look, and for
+//! developing clients.
 use std::{
     io::{self, Write},
     net::{Ipv4Addr, Ipv6Addr, SocketAddr},
@@ -98,6 +99,10 @@ fn introduction(public: SocketAddr, admin: SocketAddr, echo: SocketAddr, key: &s
     format!(
         r#"
 ringway dev: a gateway, an agent and an echo target on this machine
+
+  playground   http://{public}/ws/docs
+
+Open it in a browser, with these:
 
   gateway   ws://{public}/ws
   echo      ws://{echo}

@@ -49,7 +49,7 @@ Exit codes: 0 done, 1 failed while running, 2 usage or configuration";
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Run a gateway, an agent and an echo target on this machine, and print lines to paste
+    /// Run a gateway, an agent and an echo target on this machine, and print a page's address and lines to paste
     Dev(dev::Args),
     /// Run the gateway. SIGHUP reads keys and certificates again, SIGTERM closes its sessions bit by bit and ends it
     Gateway(gateway::Args),

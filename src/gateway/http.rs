@@ -1,7 +1,7 @@
 //! HTTP/1.1 of the public listener: reads request heads, writes answers. Nothing here knows what a path means.
 //!
 //! Written over httparse, since `/ws` needs header names and their order as they came, and the bytes behind the head.
-use std::time::SystemTime;
+use std::{borrow::Cow, time::SystemTime};
 
 use serde::Serialize;
 
@@ -176,10 +176,12 @@ impl Request {
 
     /// Whether a header that holds a comma list has this item, in any case.
     pub fn lists(&self, name: &str, item: &str) -> bool {
-        self.all(name)
-            .filter_map(|value| std::str::from_utf8(value).ok())
-            .flat_map(|value| value.split(','))
-            .any(|value| value.trim().eq_ignore_ascii_case(item))
+        self.values(name).flat_map(|value| value.split(',')).any(|value| value.trim().eq_ignore_ascii_case(item))
+    }
+
+    /// The values of all headers of that name that are text.
+    pub fn values<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a str> {
+        self.all(name).filter_map(|value| std::str::from_utf8(value).ok())
     }
 
     /// RFC 6455 section 4.2.1: whether this asks for a WebSocket.
@@ -249,19 +251,19 @@ pub struct Response {
     /// Of an error.
     code: Option<&'static str>,
     headers: Vec<(&'static str, String)>,
-    body: String,
+    body: Cow<'static, str>,
     /// The answer to HEAD: all but the body (RFC 9110 section 9.3.2).
     head_only: bool,
 }
 
 impl Response {
-    pub fn json(status: u16, body: String) -> Self {
+    pub fn json(status: u16, body: impl Into<Cow<'static, str>>) -> Self {
         Self::text(status, "application/json", body)
     }
 
     /// A body that is something else.
-    pub fn text(status: u16, content_type: &'static str, body: String) -> Self {
-        Self { status, content_type, code: None, headers: Vec::new(), body, head_only: false }
+    pub fn text(status: u16, content_type: &'static str, body: impl Into<Cow<'static, str>>) -> Self {
+        Self { status, content_type, code: None, headers: Vec::new(), body: body.into(), head_only: false }
     }
 
     /// An error, in the shape that all errors of the gateway have.

@@ -8,6 +8,7 @@ pub mod bucket;
 mod connection;
 pub mod http;
 pub mod keys;
+mod playground;
 mod record;
 mod routes;
 mod schema;

@@ -11,7 +11,7 @@ use super::{
     agents::{Admitted, Known},
     http::{Request, Response},
     keys::Key,
-    schema,
+    playground, schema,
 };
 use crate::protocol::connect::Query;
 
@@ -65,9 +65,10 @@ pub(super) fn route(shared: &Shared, request: &Request, secure: bool) -> Route {
     }
     match request.path.as_str() {
         "/ws" | "/ws/" => websocket(shared, request),
-        "/ws/docs" => Route::Answer(docs(shared, request, secure)),
-        "/ws/schema" => Route::Answer(Response::json(200, schema::SCHEMA.into())),
-        "/healthz" => Route::Answer(Response::json(200, r#"{"ok":true}"#.into())),
+        "/ws/docs" if playground::is_wanted(request) => Route::Answer(playground::page().with("Vary", "Accept")),
+        "/ws/docs" => Route::Answer(docs(shared, request, secure).with("Vary", "Accept")),
+        "/ws/schema" => Route::Answer(Response::json(200, schema::SCHEMA)),
+        "/healthz" => Route::Answer(Response::json(200, r#"{"ok":true}"#)),
         "/usage" => Route::Answer(with_key(shared, request, |key| {
             serde_json::to_string(&shared.keys.usage(key, Instant::now()))
         })),

@@ -9,12 +9,14 @@ import argparse
 import asyncio
 import datetime
 import json
+import os
 import platform
 import shutil
 import ssl
 import sys
 import tempfile
 from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -35,7 +37,7 @@ QUICK = ["1.1.1", "1.2.8", "2.*", "3.*", "4.*", "5.*", "6.1.*", "6.3.*", "6.4.*"
 AGAIN = 3
 """How often a case that differs is run again, each way."""
 SEEN = ["behavior", "behaviorClose", "result", "resultClose", "received", "wasClean", "localCloseCode", "remoteCloseCode", "remoteCloseReason", "failedByMe", "rxFrameStats"]
-RUN_S, CASE_S = 3600, 120
+RUN_S, CASE_S = 3 * 3600, 600
 
 
 @dataclass(frozen=True)
@@ -58,13 +60,13 @@ class Suite:
     """Autobahn's programs, which are of Python 2.7."""
 
     def __init__(self, python: str, folder: Path):
-        self.python, self.folder, self.count = python, folder, 0
+        self.python, self.folder = python, folder
 
     async def start(self, mode: str, spec: dict, env: dict | None = None) -> asyncio.subprocess.Process:
-        self.count += 1
-        file = self.folder / f"spec-{self.count}.json"
+        folder = Path(spec["outdir"])
+        file = folder / "spec.json"
         file.write_text(json.dumps(spec))
-        log = (self.folder / f"{mode}-{self.count}.log").open("wb")
+        log = (folder / f"{mode}.log").open("wb")
         return await asyncio.create_subprocess_exec(
             self.python, "-m", "autobahntestsuite.wstest", "--mode", mode, "--spec", str(file), "--webport", "0",
             stdout=log, stderr=log, stdin=asyncio.subprocess.DEVNULL, env=env,
@@ -224,15 +226,30 @@ def is_allowed(direct: dict, relayed: dict) -> bool:
     return direct["remoteCloseCode"] is None and relayed["remoteCloseCode"] in (1001, 1011) and direct["received"] == relayed["received"]
 
 
-async def compare(direction, cases: list[str], variant: Variant, direct: dict[str, dict]) -> Outcome:
-    relayed = await direction.run(cases, variant)
+@dataclass(frozen=True)
+class Runs:
+    """Runs of one direction, each in a process of its own: Autobahn's and the peer's side are one thread each."""
+
+    pool: ProcessPoolExecutor
+    kind: type
+    suite: Suite
+
+    async def run(self, cases: list[str], variant: Variant | None) -> dict[str, dict]:
+        return await asyncio.get_running_loop().run_in_executor(self.pool, run_alone, self.kind, self.suite, cases, variant)
+
+
+def run_alone(kind: type, suite: Suite, cases: list[str], variant: Variant | None) -> dict[str, dict]:
+    return asyncio.run(kind(suite).run(cases, variant))
+
+
+async def compare(runs: Runs, variant: Variant, direct: dict[str, dict], relayed: dict[str, dict]) -> Outcome:
     outcome = Outcome(len(direct))
     outcome.missing = sorted(set(direct) ^ set(relayed), key=in_order)
     differs = [case for case in direct if case in relayed and direct[case] != relayed[case]]
     outcome.same = sum(case in relayed and direct[case] == relayed[case] for case in direct)
     seen = {case: ([direct[case]], [relayed[case]]) for case in differs}
     for _ in range(AGAIN if differs else 0):
-        for ways, found in zip((0, 1), (await direction.run(differs, None), await direction.run(differs, variant))):
+        for ways, found in zip((0, 1), await asyncio.gather(runs.run(differs, None), runs.run(differs, variant))):
             for case in differs:
                 if case in found:
                     seen[case][ways].append(found[case])
@@ -303,6 +320,7 @@ async def main() -> int:
     parser.add_argument("--cases", help="these cases, with commas between them; * for all that begin so")
     parser.add_argument("--quick", action="store_true", help="a few cases of each section")
     parser.add_argument("--variants", default=",".join(variant.name for variant in VARIANTS), help="ways through ringway: plain, tls, plain2, tls2")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="runs at a time")
     parser.add_argument("--directions", default="client,server", help="which of the two Autobahn is: client, server")
     arguments = parser.parse_args()
     chosen = arguments.variants.split(",")
@@ -317,10 +335,10 @@ async def main() -> int:
     try:
         suite = Suite(arguments.suite, folder)
         variants = [variant for variant in VARIANTS if variant.name in chosen]
-        # Both at a time: either is one process of Autobahn's, which knows one thread.
-        async with asyncio.TaskGroup() as group:
-            runs = [group.create_task(both_ways(directions[name](suite), cases, variants)) for name in arguments.directions.split(",")]
-        rows = [row for run in runs for row in run.result()]
+        with ProcessPoolExecutor(arguments.jobs) as pool:
+            async with asyncio.TaskGroup() as group:
+                runs = [group.create_task(both_ways(Runs(pool, directions[name], suite), cases, variants)) for name in arguments.directions.split(",")]
+            rows = [row for run in runs for row in run.result()]
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     if cases == ["*"] and len(rows) == 2 * len(VARIANTS):
@@ -329,15 +347,15 @@ async def main() -> int:
     return 1 if any(outcome.different or outcome.missing for *_, outcome in rows) else 0
 
 
-async def both_ways(direction, cases: list[str], variants: list[Variant]) -> list[tuple[str, str, Variant, Outcome]]:
+async def both_ways(runs: Runs, cases: list[str], variants: list[Variant]) -> list[tuple[str, str, Variant, Outcome]]:
     rows = []
-    direct = await direction.run(cases, None)
+    direct, *relayed = await asyncio.gather(*(runs.run(cases, variant) for variant in (None, *variants)))
     assert direct, "Autobahn has run no case"
-    print(f"{direction.name}: {len(direct)} cases direct: {verdicts(direct)}", flush=True)
-    for variant in variants:
-        outcome = await compare(direction, cases, variant, direct)
-        rows.append((direction.name, verdicts(direct), variant, outcome))
-        print(f"{direction.name}, {variant.title}: {outcome.same} the same, {len(outcome.races)} races, {len(outcome.allowed)} allowed, {len(outcome.different) + len(outcome.missing)} different", flush=True)
+    print(f"{runs.kind.name}: {len(direct)} cases direct: {verdicts(direct)}", flush=True)
+    for variant, through in zip(variants, relayed):
+        outcome = await compare(runs, variant, direct, through)
+        rows.append((runs.kind.name, verdicts(direct), variant, outcome))
+        print(f"{runs.kind.name}, {variant.title}: {outcome.same} the same, {len(outcome.races)} races, {len(outcome.allowed)} allowed, {len(outcome.different) + len(outcome.missing)} different", flush=True)
         for case, (without, through) in outcome.different.items():
             print(f"    {case}:")
             for what in SEEN:

@@ -15,7 +15,7 @@ from websockets.asyncio.client import connect
 
 from .wire import PATIENCE_S
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+CHROMIUM = shutil.which("chromium")
 FLAGS = [
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update",
     "--disable-sync", "--disable-dev-shm-usage", "--ignore-certificate-errors", "--force-color-profile=srgb", "--remote-debugging-port=0",
