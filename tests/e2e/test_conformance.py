@@ -21,7 +21,7 @@ from websockets.asyncio.server import serve
 
 from harness import frames
 from harness.client import KEY, Client, connect_frame, upgrade_request
-from harness.conversations import DONE, F, LAST, SECTIONS, Case, is_last
+from harness.conversations import F, LAST, SECTIONS, Case, is_last
 from harness.frames import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT, close_payload
 from harness.programs import CLIENTS, node
 from harness.target import TargetConnection

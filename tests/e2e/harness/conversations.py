@@ -242,10 +242,10 @@ CLOSES = [  # sections 5.5.1 and 7.4
 TCP_ENDS = [Case(f"{cut} bytes behind a frame", [text(), F(PING, b"p")], cut=cut) for cut in (0, 1, 3, 12)]
 TCP_ENDS += [Case("behind a fragment", [text(), text(fin=False)], cut=0)]
 
-MASKING_AND_LENGTHS = [  # sections 5.1 and 5.2
-    *(Case(f"the wrong masking, {kind}", [text(), F(opcode, close_payload(1000) if opcode == CLOSE else b"p", masked=masked), text("behind")]) for kind, opcode in KINDS.items() for masked in (True, False)),
-    *(Case(f"the wrong masking, empty {kind}", [text(), F(opcode, masked=masked), text("behind")]) for kind, opcode in KINDS.items() for masked in (True, False)),
-    *(Case(f"the wrong masking of a continuation, masked {masked}", [text(fin=False), more(masked=masked)]) for masked in (True, False)),
+MASKING_AND_LENGTHS = [  # sections 5.1 and 5.2; each way of masking is wrong in one of the roles
+    *(Case(f"{kind}, masked {masked}", [text(), F(opcode, close_payload(1000) if opcode == CLOSE else b"p", masked=masked), text("behind")]) for kind, opcode in KINDS.items() for masked in (True, False)),
+    *(Case(f"empty {kind}, masked {masked}", [text(), F(opcode, masked=masked), text("behind")]) for kind, opcode in KINDS.items() for masked in (True, False)),
+    *(Case(f"a continuation, masked {masked}", [text(fin=False), more(masked=masked)]) for masked in (True, False)),
     *(Case(f"{form} bits for {size}", [text(), F(BINARY, NOISE[:size], form=form), text("behind")]) for form, size in ((16, 0), (16, 5), (16, 125), (64, 0), (64, 5), (64, 126), (64, 65_535))),
     *(Case(f"{form} bits for a {kind} of 5", [text(), F(KINDS[kind], b"hello", form=form), text("behind")]) for form in (16, 64) for kind in ("ping", "pong")),
     *(the_close(f"{form} bits for a Close", F(CLOSE, close_payload(1000, "why"), form=form)) for form in (16, 64)),
