@@ -102,7 +102,7 @@ class Scripted:
         self.left = {None: direct[1:], "relayed": relayed[1:]}
         self.first = direct[0], relayed[0]
 
-    async def run(self, cases: list[str], variant) -> dict[str, dict]:
+    async def run(self, cases: list[str], variant, cuts: bool = False) -> dict[str, dict]:
         left = self.left[variant]
         return {"1.1.1": left.pop(0) if len(left) > 1 else left[0]}
 
@@ -152,6 +152,23 @@ def test_the_document_owns_up():
     variant, outcome = autobahn.VARIANTS[0], autobahn.Outcome(2, 1, different={"1.1.1": ([FINE], CUT)})
     assert "sees 1 differences" in (text := autobahn.document([("Autobahn's client", "2 ok", variant, outcome)])) and "different: 1.1.1" in text
     assert "sees no difference" in autobahn.document([("Autobahn's client", "2 ok", variant, autobahn.Outcome(2, 2))])
+
+
+async def test_cuts_change_no_byte():
+    """Nor the end, in each direction"""
+    sent, server_got = os.urandom(300_000), asyncio.get_running_loop().create_future()
+
+    async def serve_one(reader, writer) -> None:
+        server_got.set_result(await reader.read())
+        writer.write(sent[::-1])
+        writer.close()
+
+    async with await asyncio.start_server(serve_one, "127.0.0.1", 0) as server, autobahn.Cuts(server.sockets[0].getsockname()[1]) as port:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(sent)
+        writer.write_eof()
+        assert await asyncio.wait_for(reader.read(), 20) == sent[::-1] and await server_got == sent
+        writer.close()
 
 
 # --- children ---------------------------------------------------------------------------------------------------------
