@@ -149,9 +149,13 @@ async def test_what_counts_as_a_difference(what):
 
 
 def test_the_document_owns_up():
-    variant, outcome = autobahn.VARIANTS[0], autobahn.Outcome(2, 1, different={"1.1.1": ([FINE], CUT)})
-    assert "sees 1 differences" in (text := autobahn.document([("Autobahn's client", "2 ok", variant, outcome)])) and "different: 1.1.1" in text
-    assert "sees no difference" in autobahn.document([("Autobahn's client", "2 ok", variant, autobahn.Outcome(2, 2))])
+    plain, *others = autobahn.VARIANTS
+    whole = [("Autobahn's client", "2 ok", variant, autobahn.Outcome(2, 2)) for variant in autobahn.VARIANTS]
+    text = autobahn.document(whole, ["*"])
+    assert "sees no difference" in text and "Each case was run" in text and "Not run" not in text
+    text = autobahn.document([("Autobahn's client", "2 ok", plain, autobahn.Outcome(2, 1, different={"1.1.1": ([FINE], CUT)}))], ["1.*"])
+    assert "sees 1 differences" in text and "different: 1.1.1" in text and "the cases 1.* was" in text
+    assert f"Not run: {'; '.join(variant.title for variant in others)}." in text
 
 
 async def test_cuts_change_no_byte():
