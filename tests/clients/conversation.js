@@ -1,9 +1,22 @@
 // The conversation of a client with the standard WebSocket class: an expression, for Node and for a browser's page.
 // Gives what was as it should be, by name, and the close codes that it saw.
-(async (WebSocket, url, first) => {
+(async (WebSocket, { relay, target, key, form }) => {
   const passed = [];
+  const opened = () => {
+    if (form === "message") {
+      // docs: message
+      const socket = new WebSocket(relay);
+      socket.addEventListener("open", () => socket.send(JSON.stringify({ apiKey: key, url: target })));
+      // docs: end
+      return socket;
+    }
+    // docs: query
+    const socket = new WebSocket(`${relay}?url=${encodeURIComponent(target)}&key=${encodeURIComponent(key)}`);
+    // docs: end
+    return socket;
+  };
   const open = async () => {
-    const socket = new WebSocket(url);
+    const socket = opened();
     socket.binaryType = "arraybuffer";
     const waiting = [];
     const came = [];
@@ -14,8 +27,7 @@
       socket.onopen = go;
       socket.onerror = () => fail(new Error("it did not open"));
     });
-    if (first !== null) {
-      socket.send(first);
+    if (form === "message") {
       const answer = JSON.parse(await next());
       if (answer.type !== "connected") throw new Error(JSON.stringify(answer));
     }

@@ -1,15 +1,28 @@
-// graphql-ws, server and client: prints the server's port, reads the relay's address, and says what passed between them.
+// graphql-ws, server and client: prints the server's port, reads where the relay is, and says what passed between them.
 import { randomBytes } from "node:crypto";
 import { EventEmitter, on } from "node:events";
 import { createRequire } from "node:module";
 import { createInterface } from "node:readline";
 import { buildSchema } from "graphql";
+// docs: both
 import { createClient } from "graphql-ws";
+// docs: end
 import { useServer } from "graphql-ws/use/ws";
-import WebSocket, { WebSocketServer } from "ws";
+// docs: both
+import WebSocket from "ws"; // a browser has its own
+// docs: end
+import { WebSocketServer } from "ws";
+import { Fragmenting } from "./fragmenting.mjs";
 
 const schema = buildSchema("type Query { echo(text: String!): String! } type Subscription { count(to: Int!): Int! }");
-const sockets = new WebSocketServer({ host: "127.0.0.1", port: 0, path: "/graphql", handleProtocols: (offered) => offered.has("graphql-transport-ws") && "graphql-transport-ws" });
+const sockets = new WebSocketServer({
+  host: "127.0.0.1",
+  port: 0,
+  path: "/graphql",
+  WebSocket: Fragmenting,
+  perMessageDeflate: true,
+  handleProtocols: (offered) => offered.has("graphql-transport-ws") && "graphql-transport-ws",
+});
 const ends = new EventEmitter();
 const left = on(ends, "left");
 sockets.on("connection", (socket) => socket.on("close", (code) => ends.emit("left", code)));
@@ -32,8 +45,15 @@ sockets.on("listening", () => console.log(JSON.stringify({ port: sockets.address
 
 for await (const line of createInterface({ input: process.stdin })) {
   const { relay, key } = JSON.parse(line);
-  const url = `${relay}?url=${encodeURIComponent(`ws://127.0.0.1:${sockets.address().port}/graphql`)}&key=${encodeURIComponent(key)}`;
-  const client = createClient({ url, webSocketImpl: WebSocket, retryAttempts: 0 });
+  const target = `ws://127.0.0.1:${sockets.address().port}/graphql`;
+  // docs: query
+  const options = {
+    url: `${relay}?url=${encodeURIComponent(target)}&key=${encodeURIComponent(key)}`,
+    webSocketImpl: WebSocket,
+  };
+  const client = createClient(options);
+  // docs: end
+  const extensions = new Promise((tell) => client.on("connected", (socket) => tell(socket.extensions)));
   const closed = new Promise((tell) => client.on("closed", (event) => tell(event.code)));
   const passed = [];
   const run = (query, variables) =>
@@ -44,15 +64,17 @@ for await (const line of createInterface({ input: process.stdin })) {
   const ask = async (text) => (await run("query ($text: String!) { echo(text: $text) }", { text }))[0].echo;
   if ((await ask("grüße \u{1F600}")) === "grüße \u{1F600}") passed.push("text");
   if ((await ask("")) === "") passed.push("empty");
-  const large = randomBytes(500_000).toString("hex");
-  if ((await ask(large)) === large) passed.push("1 MB");
+  const large = randomBytes(1 << 19).toString("hex");
+  if ((await ask(large)) === large) passed.push("1 MiB");
   const counts = await run("subscription { count(to: 50) }");
   if (counts.map(({ count }) => count).join() === Array.from({ length: 50 }, (_, at) => at + 1).join()) passed.push("50 events");
+  if (Fragmenting.messages > 0) passed.push("fragments received");
+  const compressed = (await extensions).includes("permessage-deflate");
   await client.dispose();
   const own = [await closed, (await left.next()).value[0]];
-  const stranger = createClient({ url, webSocketImpl: WebSocket, retryAttempts: 0, lazy: false, connectionParams: { name: "a stranger" }, onNonLazyError: () => {} });
-  const target = await new Promise((tell) => stranger.on("closed", ({ code, reason }) => tell([code, reason])));
+  const stranger = createClient({ ...options, retryAttempts: 0, lazy: false, connectionParams: { name: "a stranger" }, onNonLazyError: () => {} });
+  const refused = await new Promise((tell) => stranger.on("closed", ({ code, reason }) => tell([code, reason])));
   const version = createRequire(import.meta.url)("graphql-ws/package.json").version;
-  console.log(JSON.stringify({ version, passed, own, target }));
+  console.log(JSON.stringify({ version, passed, compressed, own, target: refused }));
 }
 process.exit(0);

@@ -1,13 +1,29 @@
-// `ws`: node node_ws.mjs '{"url": …, "headers": …, "first": …}'.
+// `ws`: node node_ws.mjs '{"relay": …, "target": …, "key": …, "form": …}'.
 import { once } from "node:events";
 import { createRequire } from "node:module";
+// docs: both
 import WebSocket from "ws";
+// docs: end
 
-const { url, headers, first } = JSON.parse(process.argv[2]);
+const { relay, target, key, form } = JSON.parse(process.argv[2]);
 const passed = [];
 
+function opened() {
+  if (form === "message") {
+    // docs: message
+    const socket = new WebSocket(relay);
+    socket.once("open", () => socket.send(JSON.stringify({ apiKey: key, url: target })));
+    // docs: end
+    return socket;
+  }
+  // docs: query
+  const socket = new WebSocket(`${relay}?url=${encodeURIComponent(target)}`, { headers: { "X-API-Key": key } });
+  // docs: end
+  return socket;
+}
+
 async function open() {
-  const socket = new WebSocket(url, { headers });
+  const socket = opened();
   const came = [];
   const waiting = [];
   socket.on("message", (data, isBinary) => {
@@ -17,8 +33,7 @@ async function open() {
   const next = () => (came.length ? Promise.resolve(came.shift()) : new Promise((take) => waiting.push(take)));
   const closed = once(socket, "close").then(([code, reason]) => [code, reason.toString()]);
   await once(socket, "open");
-  if (first !== null) {
-    socket.send(first);
+  if (form === "message") {
     const answer = JSON.parse(await next());
     if (answer.type !== "connected") throw new Error(JSON.stringify(answer));
   }

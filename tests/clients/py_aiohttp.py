@@ -1,20 +1,32 @@
-"""aiohttp: python py_aiohttp.py '{"url": …, "headers": …, "first": …}'."""
+"""aiohttp: python py_aiohttp.py '{"relay": …, "target": …, "key": …, "form": …}'."""
 import asyncio
 import json
 import sys
 
+# docs: both
+from urllib.parse import quote
+
 import aiohttp
+# docs: end
 
 asked = json.loads(sys.argv[1])
+relay, target, key = asked["relay"], asked["target"], asked["key"]
 passed = []
 
 
 async def begin(session):
-    socket = await session.ws_connect(asked["url"], headers=asked["headers"], compress=15, max_msg_size=0, autoping=True)
-    if asked["first"] is not None:
-        await socket.send_str(asked["first"])
+    if asked["form"] == "message":
+        # docs: message
+        socket = await session.ws_connect(relay)
+        await socket.send_json({"apiKey": key, "url": target})
         answer = await socket.receive_json()
+        # docs: end
         assert answer["type"] == "connected", answer
+    else:
+        # docs: query
+        # compress=15 offers permessage-deflate; without it nothing is compressed.
+        socket = await session.ws_connect(relay + "?url=" + quote(target, safe=""), headers={"X-API-Key": key}, compress=15)
+        # docs: end
     return socket
 
 
@@ -38,9 +50,9 @@ async def main() -> None:
         socket = await begin(session)
         await socket.send_str("close 4002 enough")
         message = await socket.receive()
-        target = [message.data, message.extra]
+        target_s = [message.data, message.extra]
         await socket.close()
-    print(json.dumps({"version": aiohttp.__version__, "passed": passed, "compressed": compressed, "own": own, "target": target}))
+    print(json.dumps({"version": aiohttp.__version__, "passed": passed, "compressed": compressed, "own": own, "target": target_s}))
 
 
 asyncio.run(main())

@@ -1,19 +1,31 @@
-"""websocket-client: python py_websocket_client.py '{"url": …, "headers": …, "first": …}'."""
-import json
+"""websocket-client: python py_websocket_client.py '{"relay": …, "target": …, "key": …, "form": …}'."""
 import sys
 
+# docs: both
+import json
+from urllib.parse import quote
+
 import websocket
+# docs: end
 
 asked = json.loads(sys.argv[1])
+relay, target, key = asked["relay"], asked["target"], asked["key"]
 passed = []
+websocket.setdefaulttimeout(15)
 
 
 def begin():
-    socket = websocket.create_connection(asked["url"], header=asked["headers"], timeout=15)
-    if asked["first"] is not None:
-        socket.send(asked["first"])
+    if asked["form"] == "message":
+        # docs: message
+        socket = websocket.create_connection(relay)
+        socket.send(json.dumps({"apiKey": key, "url": target}))
         answer = json.loads(socket.recv())
+        # docs: end
         assert answer["type"] == "connected", answer
+    else:
+        # docs: query
+        socket = websocket.create_connection(relay + "?url=" + quote(target, safe=""), header={"X-API-Key": key})
+        # docs: end
     return socket
 
 

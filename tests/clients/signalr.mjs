@@ -1,17 +1,21 @@
-// SignalR: node signalr.mjs '{"url": …}', against a hub that speaks its JSON protocol.
+// SignalR: node signalr.mjs '{"relay": …, "target": …, "key": …}', against a hub that speaks its JSON protocol.
 import { randomBytes } from "node:crypto";
 import { createRequire } from "node:module";
-import { HttpTransportType, HubConnectionBuilder, LogLevel } from "@microsoft/signalr";
+// docs: both
+import { HttpTransportType, HubConnectionBuilder } from "@microsoft/signalr";
+// docs: end
+import { LogLevel } from "@microsoft/signalr";
 
-const { url } = JSON.parse(process.argv[2]);
+const { relay, target, key } = JSON.parse(process.argv[2]);
 const passed = [];
 
 async function start() {
-  const connection = new HubConnectionBuilder()
-    .withUrl(url, { skipNegotiation: true, transport: HttpTransportType.WebSockets })
-    .withKeepAliveInterval(100)
-    .configureLogging(LogLevel.None)
-    .build();
+  // docs: query
+  // It takes https:// addresses.
+  const url = `${relay.replace(/^ws/, "http")}?url=${encodeURIComponent(target)}&key=${encodeURIComponent(key)}`;
+  const builder = new HubConnectionBuilder().withUrl(url, { skipNegotiation: true, transport: HttpTransportType.WebSockets });
+  // docs: end
+  const connection = builder.withKeepAliveInterval(100).configureLogging(LogLevel.None).build();
   const told = new Promise((tell) => connection.on("told", (...args) => tell(args)));
   const closed = new Promise((tell) => connection.onclose((error) => tell(error?.message ?? null)));
   await connection.start();
@@ -21,8 +25,8 @@ async function start() {
 const { connection, told, closed } = await start();
 if ((await connection.invoke("Echo", "grüße \u{1F600}")) === "grüße \u{1F600}") passed.push("text");
 if ((await connection.invoke("Echo", "")) === "") passed.push("empty");
-const large = randomBytes(500_000).toString("hex");
-if ((await connection.invoke("Echo", large)) === large) passed.push("1 MB");
+const large = randomBytes(1 << 19).toString("hex");
+if ((await connection.invoke("Echo", large)) === large) passed.push("1 MiB");
 await connection.send("Tell", 1, "two");
 if (JSON.stringify(await told) === '[1,"two"]') passed.push("called by the hub");
 const numbers = [];

@@ -1,38 +1,49 @@
-//! tokio-tungstenite: `tungstenite '{"url": …, "headers": …, "first": …}'`.
+//! tokio-tungstenite: `tungstenite '{"relay": …, "target": …, "key": …, "form": …}'`.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout, missing_docs)]
+// docs: both
+// For wss:// turn on one of the features of tokio-tungstenite that bring TLS.
 use futures_util::{SinkExt, StreamExt};
-use serde_json::{Value, json};
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
+use serde_json::json;
+use tokio_tungstenite::connect_async;
+use tokio_tungstenite::tungstenite::{Message, client::IntoClientRequest};
+// docs: end
+
+use serde_json::Value;
 use tokio::net::TcpStream;
-use tokio_tungstenite::{
-    MaybeTlsStream, WebSocketStream, connect_async,
-    tungstenite::{
-        Message,
-        client::IntoClientRequest,
-        protocol::{
-            CloseFrame,
-            frame::{
-                Frame,
-                coding::{CloseCode, Data, OpCode},
-            },
-        },
+use tokio_tungstenite::tungstenite::protocol::{
+    CloseFrame,
+    frame::{
+        Frame,
+        coding::{CloseCode, Data, OpCode},
     },
 };
+use tokio_tungstenite::{MaybeTlsStream, WebSocketStream};
 
 type Socket = WebSocketStream<MaybeTlsStream<TcpStream>>;
 
-async fn open(asked: &Value) -> Socket {
-    let mut request = asked["url"].as_str().unwrap().into_client_request().unwrap();
-    for (name, value) in asked["headers"].as_object().unwrap() {
-        let name = tokio_tungstenite::tungstenite::http::HeaderName::from_bytes(name.as_bytes()).unwrap();
-        request.headers_mut().insert(name, value.as_str().unwrap().parse().unwrap());
-    }
-    let (mut socket, _) = connect_async(request).await.unwrap();
-    if let Some(first) = asked["first"].as_str() {
-        socket.send(Message::text(first)).await.unwrap();
-        let answer: Value = serde_json::from_str(next(&mut socket).await.to_text().unwrap()).unwrap();
+/// Opens a session in the form that is asked for.
+async fn open(asked: &Value) -> Result<Socket, Box<dyn std::error::Error>> {
+    let of = |name: &str| asked[name].as_str().unwrap();
+    let (relay, target, key) = (of("relay"), of("target"), of("key"));
+    if of("form") == "message" {
+        // docs: message
+        let (mut socket, _) = connect_async(relay).await?;
+        socket.send(Message::text(json!({ "apiKey": key, "url": target }).to_string())).await?;
+        let answer = socket.next().await.ok_or("the connection ended")??;
+        // docs: end
+        let answer: Value = serde_json::from_str(answer.to_text()?)?;
         assert_eq!(answer["type"], "connected", "{answer}");
+        Ok(socket)
+    } else {
+        // docs: query
+        let address = format!("{relay}?url={}", utf8_percent_encode(target, NON_ALPHANUMERIC));
+        let mut request = address.into_client_request()?;
+        request.headers_mut().insert("X-API-Key", key.parse()?);
+        let (socket, _) = connect_async(request).await?;
+        // docs: end
+        Ok(socket)
     }
-    socket
 }
 
 async fn next(socket: &mut Socket) -> Message {
@@ -56,7 +67,7 @@ fn pattern(length: u32) -> Vec<u8> {
 async fn main() {
     let asked: Value = serde_json::from_str(&std::env::args().nth(1).expect("what to do, in JSON")).unwrap();
     let mut passed = Vec::new();
-    let mut socket = open(&asked).await;
+    let mut socket = open(&asked).await.unwrap();
     for (name, message) in [
         ("text", Message::text("grüße \u{1F600}")),
         ("empty", Message::text("")),
@@ -82,7 +93,7 @@ async fn main() {
     }
     socket.close(Some(CloseFrame { code: CloseCode::from(3001), reason: "bye".into() })).await.unwrap();
     let own = closed(&mut socket).await;
-    let mut socket = open(&asked).await;
+    let mut socket = open(&asked).await.unwrap();
     socket.send(Message::text("close 4002 enough")).await.unwrap();
     let target = closed(&mut socket).await;
     // Its answer goes out with what is read behind it.

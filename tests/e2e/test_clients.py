@@ -6,11 +6,14 @@ import asyncio
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
+import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 
@@ -19,7 +22,6 @@ from harness.client import KEY
 from harness.matrix_target import Hub, MatrixTarget, told
 from harness.process import ROOT, binary
 from harness.programs import CLIENTS, Program, node
-from harness.transparent import address
 
 DOCUMENT = ROOT / "docs" / "clients.md"
 WRITE = bool(os.environ.get("RINGWAY_WRITE_CLIENTS"))
@@ -35,10 +37,9 @@ class Who:
 
     name: str
     words: list[str]
-    options: dict[str, str]
-    """What its user writes, in each form."""
+    source: str
+    """The file of tests/clients that opens its sessions, and that docs/clients.md quotes."""
     sends_fragments: bool = True
-    sets_headers: bool = True
     compresses: bool = True
     reason: bool = True
     """It tells the reason of a Close that answers its own."""
@@ -48,8 +49,8 @@ class Who:
     """Why it cannot run here."""
 
 
-def script(name: str) -> list[str]:
-    return [sys.executable, str(CLIENTS / name)]
+def python(name: str, source: str, **what) -> Who:
+    return Who(name, [sys.executable, str(CLIENTS / source)], source, **what)
 
 
 def javascript(name: str, *flags: str) -> list[str]:
@@ -68,16 +69,13 @@ def no_tungstenite() -> str | None:
     return None if TUNGSTENITE.exists() else "tungstenite is not built: cargo build --example tungstenite"
 
 
-FLAG = " // Node 20: node --experimental-websocket"
-PYTHON = 'connect("wss://relay.example.com/ws")'
-QUERY = "wss://relay.example.com/ws?url=wss%3A%2F%2Ftarget.example.com%2Fstream"
 WHOLE = [
-    Who("Python websockets", script("py_websockets.py"), {"message": PYTHON, "query": f'connect("{QUERY}", additional_headers={{"X-API-Key": key}})'}),
-    Who("Python aiohttp", script("py_aiohttp.py"), {"message": 'session.ws_connect("wss://relay.example.com/ws")', "query": f'session.ws_connect("{QUERY}", headers={{"X-API-Key": key}}, compress=15)'}, sends_fragments=False, reason=False, answers=1000),
-    Who("Python websocket-client", script("py_websocket_client.py"), {"message": 'create_connection("wss://relay.example.com/ws")', "query": f'create_connection("{QUERY}", header={{"X-API-Key": key}})'}, compresses=False, answers=1000),
-    Who("Node ws", javascript("node_ws.mjs"), {"message": 'new WebSocket("wss://relay.example.com/ws")', "query": f'new WebSocket("{QUERY}", {{ headers: {{ "X-API-Key": key }} }})'}),
-    Who("Node, built-in WebSocket", javascript("node_builtin.mjs", *BUILTIN), {"message": 'new WebSocket("wss://relay.example.com/ws")' + FLAG, "query": f'new WebSocket("{QUERY}&key=" + encodeURIComponent(key))' + FLAG}, sends_fragments=False, sets_headers=False, missing=no_builtin),
-    Who("Rust tokio-tungstenite", [str(TUNGSTENITE)], {"message": 'connect_async("wss://relay.example.com/ws")', "query": f"connect_async(request), the request to {QUERY} with the header X-API-Key"}, compresses=False, missing=no_tungstenite),
+    python("Python websockets", "py_websockets.py"),
+    python("Python aiohttp", "py_aiohttp.py", sends_fragments=False, reason=False, answers=1000),
+    python("Python websocket-client", "py_websocket_client.py", compresses=False, answers=1000),
+    Who("Node ws", javascript("node_ws.mjs"), "node_ws.mjs"),
+    Who("Node, built-in WebSocket", javascript("node_builtin.mjs", *BUILTIN), "conversation.js", sends_fragments=False, missing=no_builtin),
+    Who("Rust tokio-tungstenite", [str(TUNGSTENITE)], "tungstenite.rs", compresses=False, missing=no_tungstenite),
 ]
 
 
@@ -93,11 +91,8 @@ async def target_of(world) -> MatrixTarget:
     return target
 
 
-def asked(gateway, target: MatrixTarget, form: str, sets_headers: bool) -> dict:
-    url, base = f"ws://127.0.0.1:{target.port}/", f"ws://127.0.0.1:{gateway.port}"
-    if form == "message":
-        return {"url": f"{base}/ws", "headers": {}, "first": json.dumps({"apiKey": KEY, "url": url})}
-    return {"url": base + address(url, None if sets_headers else KEY), "headers": {"X-API-Key": KEY} if sets_headers else {}, "first": None}
+def asked(gateway, target: MatrixTarget, form: str) -> str:
+    return json.dumps({"relay": f"ws://127.0.0.1:{gateway.port}/ws", "target": f"ws://127.0.0.1:{target.port}/", "key": KEY, "form": form})
 
 
 @pytest.mark.parametrize("form", ["message", "query"])
@@ -107,7 +102,7 @@ async def test_the_whole_conversation(world, who, form):
     if why := who.missing():
         pytest.skip(why)
     gateway, target = await world.gateway(), await target_of(world)
-    got = await last_line(world, *who.words, json.dumps(asked(gateway, target, form, who.sets_headers)))
+    got = await last_line(world, *who.words, asked(gateway, target, form))
     fixed = fixed_versions().get(who.name)
     assert got.get("version", fixed) == fixed or fixed is None, f"{got['version']} runs here, and not {fixed}"
     await judge(target, got, form, who.sends_fragments, who.compresses, who.reason, who.answers)
@@ -147,25 +142,36 @@ def chromium():
 async def test_chromium(world, chromium, form):
     """Chromium: the same conversation, in a page"""
     gateway, target = await world.gateway(), await target_of(world)
-    ask = asked(gateway, target, form, sets_headers=False)
     converse = (CLIENTS / "conversation.js").read_text().strip().rstrip(";")
     async with chromium.page() as page:
-        got = await page.evaluate(f"{converse}(WebSocket, {json.dumps(ask['url'])}, {json.dumps(ask['first'])})")
+        got = await page.evaluate(f"{converse}(WebSocket, {asked(gateway, target, form)})")
     await judge(target, got, form, sends_fragments=False, compresses=True)
+
+
+def connect_message(url: str, key: str) -> str:
+    return json.dumps({"apiKey": key, "url": url}, ensure_ascii=False)
+
+
+def in_address(relay: str, target: str) -> str:
+    return f"{relay}?url={quote(target, safe='')}"
+
+
+def wscat(form: str, relay: str, target: str, key: str) -> list[str]:
+    """`--slash`: it takes `/close CODE REASON` for a command."""
+    return ["--slash", "-c", relay] if form == "message" else ["--slash", "-H", f"X-API-Key: {key}", "-c", in_address(relay, target)]
 
 
 @pytest.mark.parametrize("form", ["message", "query"])
 async def test_wscat(world, form):
     """wscat: what can be typed, what it prints, its own Close and the target's"""
     gateway, target = await world.gateway(), await target_of(world)
-    ask = asked(gateway, target, form, sets_headers=True)
-    headers = [word for name, value in ask["headers"].items() for word in ("-H", f"{name}: {value}")]
+    url = f"ws://127.0.0.1:{target.port}/"
 
     async def begin() -> Program:
-        program = await world.program(await Program.wscat("--slash", "-c", ask["url"], *headers))
+        program = await world.program(await Program.wscat(*wscat(form, f"ws://127.0.0.1:{gateway.port}/ws", url, KEY)))
         await program.says("Connected")
-        if ask["first"]:
-            await program.type(ask["first"])
+        if form == "message":
+            await program.type(connect_message(url, KEY))
             await program.says('"type":"connected"')
         return program
 
@@ -190,19 +196,32 @@ async def test_wscat(world, form):
 
 
 async def curl(world, *words: str) -> str:
-    program = await world.program(await Program.start("curl", "-sS", "--http1.1", *words))
+    program = await world.program(await Program.start("curl", *words))
     await program.ends(20)
     return program.text
+
+
+def upgrade(relay: str, target: str, key: str) -> list[str]:
+    """curl as an HTTP client that asks for an upgrade and prints the answer."""
+    headers = {"Connection": "Upgrade", "Upgrade": "websocket", "Sec-WebSocket-Version": "13", "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==", "X-API-Key": key}
+    lines = [word for name, value in headers.items() for word in ("-H", f"{name}: {value}")]
+    return ["-i", "-sSN", "--http1.1", "--max-time", "1", *lines, in_address(relay, target)]
+
+
+def listen(relay: str, target: str, key: str) -> list[str]:
+    """curl as a WebSocket client."""
+    return ["-sSN", "-H", f"X-API-Key: {key}", in_address(relay, target)]
 
 
 async def test_curl(world):
     """curl: errors as HTTP answers, and the target's 101"""
     gateway, target = await world.gateway(), await target_of(world)
-    base, url = f"http://127.0.0.1:{gateway.port}", f"ws://127.0.0.1:{target.port}/"
-    upgrade = [word for name, value in (("Connection", "Upgrade"), ("Upgrade", "websocket"), ("Sec-WebSocket-Version", "13"), ("Sec-WebSocket-Key", "dGhlIHNhbXBsZSBub25jZQ==")) for word in ("-H", f"{name}: {value}")]
-    refused = await curl(world, "-i", *upgrade, "-H", "X-API-Key: wrong", base + address(url))
+    relay, url = f"http://127.0.0.1:{gateway.port}/ws", f"ws://127.0.0.1:{target.port}/"
+    refused = await curl(world, *upgrade(relay, url, "wrong"))
     assert refused.startswith("HTTP/1.1 401 ") and '"code":"invalid_key"' in refused, refused
-    opened = await curl(world, "-i", "-N", "--max-time", "1", *upgrade, "-H", f"X-API-Key: {KEY}", base + address(url))
+    nowhere = await curl(world, *upgrade(relay, "http://127.0.0.1/", KEY))
+    assert nowhere.startswith("HTTP/1.1 400 ") and '"code":"invalid_request"' in nowhere, nowhere
+    opened = await curl(world, *upgrade(relay, url, KEY))
     assert "HTTP/1.1 101 " in opened and "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=" in opened and "Ringway-Node-Id: scraping-de1" in opened, opened
 
 
@@ -211,20 +230,20 @@ async def test_curl_with_websockets(world):
     if "ws" not in (await curl(world, "--version")).split("Protocols:")[1].splitlines()[0].split():
         pytest.skip("this curl knows no ws:// (8.11 and later do)")
     gateway, target = await world.gateway(), await target_of(world)
-    url = f"ws://127.0.0.1:{gateway.port}" + address(f"ws://127.0.0.1:{target.port}/greeting")
-    program = await world.program(await Program.start("curl", "-sSN", "-H", f"X-API-Key: {KEY}", url))
+    words = listen(f"ws://127.0.0.1:{gateway.port}/ws", f"ws://127.0.0.1:{target.port}/greeting", KEY)
+    program = await world.program(await Program.start("curl", *words))
     # It prints a Close too, code (0x03e8) and reason, answers it not, and waits for the end of TCP.
     await program.says("that was all")
     assert program.text == "a greeting\x03\ufffdthat was all", program.text
 
 
 # --- protocols on top, each with its own client and server ----------------------------------------------------------------
-async def on_top(world, name: str, relay) -> dict:
+async def on_top(world, name: str) -> dict:
     """A program that is server and client: it prints the server's port and is told where the relay is."""
     gateway = await world.gateway()
     program = await world.program(await Program.start(*javascript(name)))
     await program.says('{"port":')
-    await program.type(json.dumps({"relay": relay(gateway), "key": KEY}))
+    await program.type(json.dumps({"relay": f"ws://127.0.0.1:{gateway.port}/ws", "key": KEY}))
     program.child.stdin.close()
     assert await program.ends(40) == 0, program.text
     return json.loads(program.text.strip().splitlines()[-1])
@@ -232,16 +251,18 @@ async def on_top(world, name: str, relay) -> dict:
 
 async def test_socket_io(world):
     """Socket.IO with its real client and server through the relay"""
-    got = await on_top(world, "socket_io.mjs", lambda gateway: f"http://127.0.0.1:{gateway.port}")
-    assert got["passed"] == ["text", "empty", "binary", "900 kB"], got
-    assert got["target"] == ["io server disconnect", ["websocket", "server namespace disconnect"]], got
-    assert got["own"] == ["websocket", "client namespace disconnect"], got
+    got = await on_top(world, "socket_io.mjs")
+    assert got["passed"] == ["text", "empty", "binary", "1 MiB", "fragments received"] and got["compressed"], got
+    # What the client is told, with a code where it is told one; what the server is, with the code that it sees.
+    assert got["leaves"] == [["io server disconnect", None], ["server namespace disconnect", 1005]], got
+    assert got["breaks"] == [["transport close", 4002], ["transport close", 4002]], got
+    assert got["own"] == [["io client disconnect", None], ["client namespace disconnect", 1005]], got
 
 
 async def test_graphql_ws(world):
     """graphql-ws with its real client and server through the relay: subprotocol `graphql-transport-ws`"""
-    got = await on_top(world, "graphql_ws.mjs", lambda gateway: f"ws://127.0.0.1:{gateway.port}/ws")
-    assert got["passed"] == ["text", "empty", "1 MB", "50 events"], got
+    got = await on_top(world, "graphql_ws.mjs")
+    assert got["passed"] == ["text", "empty", "1 MiB", "50 events", "fragments received"] and got["compressed"], got
     # What it hears of its own Close, and what the target does; then the target's.
     assert (got["own"], got["target"]) == ([1000, 1000], [4403, "Forbidden"]), got
 
@@ -250,35 +271,66 @@ async def test_signalr(world):
     """the real npm SignalR client against a small JSON-hub target of ours"""
     gateway, hub = await world.gateway(), await Hub().start()
     world.stack.push_async_callback(hub.close)
-    url = f"http://127.0.0.1:{gateway.port}{address(f'ws://127.0.0.1:{hub.port}/hub', KEY)}"
-    got = await last_line(world, *javascript("signalr.mjs"), json.dumps({"url": url}))
-    assert got["passed"] == ["text", "empty", "1 MB", "called by the hub", "50 events", "pings"], got
+    asks = {"relay": f"ws://127.0.0.1:{gateway.port}/ws", "target": f"ws://127.0.0.1:{hub.port}/hub", "key": KEY}
+    got = await last_line(world, *javascript("signalr.mjs"), json.dumps(asks))
+    assert got["passed"] == ["text", "empty", "1 MiB", "called by the hub", "50 events", "pings"], got
     own, left, broken = got["ends"]
     assert own is None and "enough" in left and "4002 (enough)" in broken, got
     closes = await hub.until(3)
     assert [close and close[0] for close in closes] == [1005, 1005, 4002], f"{closes}: it ends without a code, and answers the target's"
+    assert hub.compressed == [True] * 3
 
 
 # --- the table --------------------------------------------------------------------------------------------------------------
-SNIPPETS = {
-    "Chromium": {"message": 'new WebSocket("wss://relay.example.com/ws")', "query": f'new WebSocket("{QUERY}&key=" + encodeURIComponent(key))'},
-    "wscat": {"message": "wscat --slash -c wss://relay.example.com/ws", "query": f"wscat --slash -H 'X-API-Key: …' -c '{QUERY}'"},
-    "curl": {"query": f"curl -i --http1.1 -H 'Connection: Upgrade' -H 'Upgrade: websocket' -H 'Sec-WebSocket-Version: 13' -H 'Sec-WebSocket-Key: …' -H 'X-API-Key: …' '{QUERY.replace('wss:', 'https:', 1)}'"},
-    "curl with ws://": {"query": f"curl -N -H 'X-API-Key: …' '{QUERY}'"},
-    "Socket.IO": {"query": 'io("https://relay.example.com", { path: "/ws", addTrailingSlash: false, transports: ["websocket"], query: { url: "wss://target.example.com/socket.io/?EIO=4&transport=websocket", key } })'},
-    "graphql-ws": {"query": f'createClient({{ url: "{QUERY}&key=" + encodeURIComponent(key) }})'},
-    "SignalR": {"query": f'.withUrl("{QUERY.replace("wss:", "https:", 1)}&key=" + encodeURIComponent(key), {{ skipNegotiation: true, transport: HttpTransportType.WebSockets }})'},
-    **{who.name: who.options for who in WHOLE},
+RELAY, TARGET = "wss://relay.example.com/ws", "wss://target.example.com/stream"
+FORMS = {"message": "connect message", "query": "transparent"}
+SOURCES = {**{who.name: who.source for who in WHOLE}, "Chromium": "conversation.js", "Socket.IO": "socket_io.mjs", "graphql-ws": "graphql_ws.mjs", "SignalR": "signalr.mjs"}
+COMMANDS = {
+    "wscat": {form: ["wscat", *wscat(form, RELAY, TARGET, "…")] for form in FORMS},
+    "curl": {"query": ["curl", *upgrade(RELAY.replace("wss:", "https:"), TARGET, "…")]},
+    "curl with ws://": {"query": ["curl", *listen(RELAY, TARGET, "…")]},
 }
+"""What runs here, with other addresses and no key."""
 EXCHANGES = {
     "wscat": "text, empty, 1 MiB received, fragments received; its close code at the target (`/close 3001 bye`), the target's close code",
     "curl": "the target's 101, errors as JSON",
     "curl with ws://": "what the target says, its Close too, which curl does not answer; skipped where curl is older",
-    "Socket.IO": "events with text, empty, binary, 900 kB; both ends leave",
-    "graphql-ws": "queries, subscriptions, text, empty, 1 MB; its subprotocol; its Close 1000 at the target, the target's Close 4403",
-    "SignalR": "invocations, calls by the hub, a stream, pings, text, empty, 1 MB; both ends leave, the target's close code",
+    "Socket.IO": "events with text, empty, binary, 1 MiB, fragments received; both ends leave, the target's close code",
+    "graphql-ws": "queries, subscriptions, text, empty, 1 MiB, fragments received; its subprotocol; its close code at the target, the target's close code",
+    "SignalR": "invocations, calls by the hub, a stream, pings, text, empty, 1 MiB, fragments received; both ends leave, the target's close code",
 }
+COMPRESS = {*(who.name for who in WHOLE if who.compresses), "Chromium", "wscat", "Socket.IO", "graphql-ws", "SignalR"}
 ORDER = [*(who.name for who in WHOLE), "Chromium", "wscat", "curl", "curl with ws://", "Socket.IO", "graphql-ws", "SignalR"]
+
+
+def quoted(source: str) -> dict[str, str]:
+    """What a client's source marks for its readers, by form; `both` is what each form needs."""
+    marked: dict[str, list[str]] = {}
+    mark = None
+    for line in (CLIENTS / source).read_text().splitlines():
+        if found := re.fullmatch(r"\s*(?://|#) docs: (\w+)", line):
+            mark = None if found[1] == "end" else found[1]
+            assert mark in (None, "both", *FORMS), line
+        elif mark:
+            marked.setdefault(mark, []).append(line)
+    return {mark: textwrap.dedent("\n".join(lines)) for mark, lines in marked.items()}
+
+
+def forms_of(name: str) -> list[str]:
+    return [form for form in FORMS if form in (COMMANDS.get(name) or quoted(SOURCES[name]))]
+
+
+def example(name: str) -> str:
+    """What to write, both forms in one block."""
+    if name in COMMANDS:
+        said = {"message": f"# connect message; the first line to type: {connect_message(TARGET, '…')}", "query": "# transparent"}
+        parts = [f"{said[form]}\n{shlex.join(words)}" for form, words in COMMANDS[name].items()]
+        return "\n".join(["```sh", "\n\n".join(parts), "```"])
+    language = {"py": "python", "js": "js", "mjs": "js", "rs": "rust"}[SOURCES[name].rpartition(".")[2]]
+    marked = quoted(SOURCES[name])
+    parts = [marked["both"]] if "both" in marked else []
+    parts += [f"{'#' if language == 'python' else '//'} {FORMS[form]}\n{marked[form]}" for form in forms_of(name)]
+    return "\n".join([f"```{language}", "\n\n".join(parts), "```"])
 
 
 def fixed_versions() -> dict[str, str]:
@@ -306,18 +358,29 @@ def document(versions: dict[str, str]) -> str:
         "| --- | --- | --- | --- |",
     ]
     whole = "text, empty, binary, 1 MiB, fragments {}; its close code at the target, the target's close code"
-    compresses = {**{who.name: who.compresses for who in WHOLE}, "Chromium": True, "wscat": True}
     sends = {who.name: who.sends_fragments for who in WHOLE}
     for name in ORDER:
-        for form in SNIPPETS[name]:
+        for form in forms_of(name):
             what = EXCHANGES.get(name) or whole.format("both ways" if sends.get(name) else "received")
-            if compresses.get(name) and form == "query":
+            if name in COMPRESS and form == "query":
                 what += "; compressed (permessage-deflate)"
-            lines.append(f"| {name} | {versions[name]} | {'connect message' if form == 'message' else 'transparent'} | {what} |")
-    lines += ["", "## What to write", "", "The target is `wss://target.example.com/stream`. In the connect-message form the first message is", "`{\"apiKey\": \"…\", \"url\": \"wss://target.example.com/stream\"}`, and the answer to it `{\"type\":\"connected\", …}`.", ""]
+            lines.append(f"| {name} | {versions[name]} | {FORMS[form]} | {what} |")
+    lines += [
+        "",
+        "## What to write",
+        "",
+        "These are the lines that the tests run. `relay` is the gateway's address, `wss://relay.example.com/ws`, `target` the address to",
+        "reach, `wss://target.example.com/stream`, and `key` the API key. The answer to a connect message comes as the first message:",
+        '`{"type":"connected", …}`, or what went wrong ([errors](protocol.md#errors)).',
+        "",
+    ]
+    alike: dict[str, list[str]] = {}
     for name in ORDER:
-        for form, snippet in SNIPPETS[name].items():
-            lines += [f"{name}, {'connect message' if form == 'message' else 'transparent'}:", "", "```", snippet, "```", ""]
+        alike.setdefault(example(name), []).append(name)
+    for text, names in alike.items():
+        lines += [f"### {'; '.join(names)}", "", text, ""]
+        if "Node, built-in WebSocket" in names:
+            lines += ["Node 20 has it behind a flag, `node --experimental-websocket`; later ones without.", ""]
     return "\n".join(lines)
 
 

@@ -87,14 +87,17 @@ def the_close(connection) -> tuple[int, str] | None:
 
 
 class Hub:
-    """A hub of SignalR's JSON protocol. Echo answers; Tell calls the client's `told`; Count is a stream; Pinged answers when
-    the client's next ping has come; Leave is the protocol's own end, with an error; Break is a Close 4002 without one."""
+    """A hub of SignalR's JSON protocol, which says each message in three fragments. Echo answers; Tell calls the client's
+    `told`; Count is a stream; Pinged answers when the client's next ping has come; Leave is the protocol's own end, with an
+    error; Break is a Close 4002 without one."""
 
     END = "\x1e"
 
     async def start(self) -> "Hub":
         self.closes: list[tuple[int, str] | None] = []
         """The client's Close, of each connection that has ended."""
+        self.compressed: list[bool] = []
+        """Of each connection that has begun, whether permessage-deflate was agreed on."""
         self.changed = asyncio.Condition()
         self.server = await serve(self.run, "127.0.0.1", 0, max_size=None, ping_interval=None)
         self.port = self.server.sockets[0].getsockname()[1]
@@ -110,6 +113,7 @@ class Hub:
         return self.closes
 
     async def run(self, connection) -> None:
+        self.compressed.append(bool(connection.protocol.extensions))
         try:
             await self.serve_one(connection)
         except websockets.ConnectionClosed:
@@ -121,7 +125,9 @@ class Hub:
 
     async def serve_one(self, connection) -> None:
         async def say(message: dict) -> None:
-            await connection.send(json.dumps(message) + self.END)
+            text = json.dumps(message) + self.END
+            third = -(-len(text) // 3)
+            await connection.send(iter([text[:third], text[third : 2 * third], text[2 * third :]]))
 
         shaken = json.loads((await connection.recv()).removesuffix(self.END))
         if shaken["protocol"] != "json" or shaken["version"] not in (1, 2):
