@@ -6,7 +6,7 @@ import WebSocket from "ws";
 
 createInterface({ input: process.stdin }).on("line", (line) => {
   const { id, url, headers, first } = JSON.parse(line);
-  const socket = new WebSocket(url, { headers, perMessageDeflate: true, maxPayload: 0 });
+  const socket = new WebSocket(url, { headers, perMessageDeflate: true });
   const messages = [];
   let connected = first === null;
   socket.on("open", () => first !== null && socket.send(first));
@@ -17,8 +17,10 @@ createInterface({ input: process.stdin }).on("line", (line) => {
     }
     messages.push([isBinary ? "binary" : "text", data.length, createHash("sha256").update(data).digest("hex")]);
   });
-  socket.on("error", () => {});
+  let failed = null;
+  socket.on("error", (error) => { failed = error.code ?? error.message; });
+  for (const kind of ["ping", "pong"]) socket.on(kind, (data) => messages.push([kind, data.toString("hex")]));
   socket.on("close", (code, reason) => {
-    console.log(JSON.stringify({ id, messages, code, reason: reason.toString("latin1") }));
+    console.log(JSON.stringify({ id, messages, code, reason: reason.toString("latin1"), error: failed }));
   });
 }).on("close", () => process.exit(0));

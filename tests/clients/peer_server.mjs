@@ -2,7 +2,7 @@
 import { createHash } from "node:crypto";
 import { WebSocketServer } from "ws";
 
-const server = new WebSocketServer({ host: "127.0.0.1", port: 0, perMessageDeflate: true, maxPayload: 0 });
+const server = new WebSocketServer({ host: "127.0.0.1", port: 0, perMessageDeflate: true });
 server.on("listening", () => console.log(JSON.stringify({ port: server.address().port })));
 server.on("connection", (socket, request) => {
   const messages = [];
@@ -10,9 +10,11 @@ server.on("connection", (socket, request) => {
     messages.push([isBinary ? "binary" : "text", data.length, createHash("sha256").update(data).digest("hex")]);
     socket.send(data, { binary: isBinary });
   });
-  socket.on("error", () => {});
+  let failed = null;
+  socket.on("error", (error) => { failed = error.code ?? error.message; });
+  for (const kind of ["ping", "pong"]) socket.on(kind, (data) => messages.push([kind, data.toString("hex")]));
   socket.on("close", (code, reason) => {
-    console.log(JSON.stringify({ path: request.url, messages, code, reason: reason.toString("latin1") }));
+    console.log(JSON.stringify({ path: request.url, messages, code, reason: reason.toString("latin1"), error: failed }));
   });
 });
 process.stdin.on("end", () => process.exit(0)).resume();

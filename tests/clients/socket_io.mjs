@@ -1,4 +1,5 @@
 // Socket.IO, server and client: prints the server's port, reads the relay's address, and says what passed between them.
+import { EventEmitter, on } from "node:events";
 import { createServer } from "node:http";
 import { createRequire } from "node:module";
 import { createInterface } from "node:readline";
@@ -7,23 +8,24 @@ import { io } from "socket.io-client";
 
 const http = createServer();
 const server = new Server(http);
-const left = [];
+const ends = new EventEmitter();
+const left = on(ends, "left");
 server.on("connection", (socket) => {
   socket.on("echo", (...args) => args.pop()(...args));
   socket.on("leave", () => socket.disconnect(true));
-  socket.on("disconnect", (reason) => left.push([socket.conn.transport.name, reason]));
+  socket.on("disconnect", (reason) => ends.emit("left", [socket.conn.transport.name, reason]));
 });
 http.listen(0, "127.0.0.1", () => console.log(JSON.stringify({ port: http.address().port })));
 
 for await (const line of createInterface({ input: process.stdin })) {
   const { relay, key } = JSON.parse(line);
-  const target = `ws://127.0.0.1:${http.address().port}/socket.io/?EIO=4&transport=websocket`;
+  const url = `ws://127.0.0.1:${http.address().port}/socket.io/?EIO=4&transport=websocket`;
   const connect = () =>
     io(relay, {
       path: "/ws",
       addTrailingSlash: false,
       transports: ["websocket"],
-      query: { url: target, key },
+      query: { url, key },
       reconnection: false,
       forceNew: true,
     });
@@ -40,12 +42,12 @@ for await (const line of createInterface({ input: process.stdin })) {
   if (big.equals(Buffer.from(much))) passed.push("900 kB");
   const gone = new Promise((tell) => client.on("disconnect", tell));
   client.emit("leave");
-  const target_ends = await gone;
+  const target = [await gone, (await left.next()).value[0]];
   const other = connect();
   await new Promise((go) => other.on("connect", go));
   other.disconnect();
-  while (left.length < 2) await new Promise((go) => setTimeout(go, 20));
+  const own = (await left.next()).value[0];
   const version = createRequire(import.meta.url)("socket.io-client/package.json").version;
-  console.log(JSON.stringify({ version, passed, target: target_ends, own: left[1] }));
+  console.log(JSON.stringify({ version, passed, target, own }));
 }
 process.exit(0);

@@ -6,23 +6,26 @@ import asyncio
 import json
 import os
 import re
+import subprocess
 import sys
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import quote
 
 import pytest
 
 from harness import browser
 from harness.client import KEY
-from harness.matrix_target import Hub, MatrixTarget
+from harness.matrix_target import Hub, MatrixTarget, told
 from harness.process import ROOT, binary
 from harness.programs import CLIENTS, Program, node
 from harness.transparent import address
 
 DOCUMENT = ROOT / "docs" / "clients.md"
 WRITE = bool(os.environ.get("RINGWAY_WRITE_CLIENTS"))
-EXCHANGED = ["text", "empty", "binary", "1 MiB", "fragments received"]
+PATTERN = bytes(at * 7 % 251 for at in range(1 << 20))
+SENT = {"text": "grüße \U0001f600", "empty": "", "binary": PATTERN[:256], "1 MiB": PATTERN, "fragments sent": "fragments", "fragments received": "fragment 5"}
+"""What the target gets from each client, in this order."""
 TUNGSTENITE = Path(binary()).parent / "examples" / "tungstenite"
 
 
@@ -41,7 +44,8 @@ class Who:
     """It tells the reason of a Close that answers its own."""
     answers: int = 4002
     """With which code it answers the target's Close 4002."""
-    needs: Path | None = field(default=None)
+    missing: Callable[[], str | None] = lambda: None
+    """Why it cannot run here."""
 
 
 def script(name: str) -> list[str]:
@@ -52,8 +56,19 @@ def javascript(name: str, *flags: str) -> list[str]:
     return [node(), *flags, str(CLIENTS / name)]
 
 
-BUILTIN = ["--experimental-websocket", "--no-warnings"]
-"""Node 20 has it behind a flag, which later versions take too."""
+NODE = int(re.match(r"v(\d+)", subprocess.run([node(), "--version"], capture_output=True, text=True, check=True).stdout)[1])
+BUILTIN = ["--experimental-websocket", "--no-warnings"] if NODE < 22 else []
+
+
+def no_builtin() -> str | None:
+    return f"Node {NODE} has no built-in WebSocket, 20 and later have" if NODE < 20 else None
+
+
+def no_tungstenite() -> str | None:
+    return None if TUNGSTENITE.exists() else "tungstenite is not built: cargo build --example tungstenite"
+
+
+FLAG = " // Node 20: node --experimental-websocket"
 PYTHON = 'connect("wss://relay.example.com/ws")'
 QUERY = "wss://relay.example.com/ws?url=wss%3A%2F%2Ftarget.example.com%2Fstream"
 WHOLE = [
@@ -61,8 +76,8 @@ WHOLE = [
     Who("Python aiohttp", script("py_aiohttp.py"), {"message": 'session.ws_connect("wss://relay.example.com/ws")', "query": f'session.ws_connect("{QUERY}", headers={{"X-API-Key": key}}, compress=15)'}, sends_fragments=False, reason=False, answers=1000),
     Who("Python websocket-client", script("py_websocket_client.py"), {"message": 'create_connection("wss://relay.example.com/ws")', "query": f'create_connection("{QUERY}", header={{"X-API-Key": key}})'}, compresses=False, answers=1000),
     Who("Node ws", javascript("node_ws.mjs"), {"message": 'new WebSocket("wss://relay.example.com/ws")', "query": f'new WebSocket("{QUERY}", {{ headers: {{ "X-API-Key": key }} }})'}),
-    Who("Node, built-in WebSocket", javascript("node_builtin.mjs", *BUILTIN), {"message": 'new WebSocket("wss://relay.example.com/ws")', "query": f'new WebSocket("{QUERY}&key=" + encodeURIComponent(key))'}, sends_fragments=False, sets_headers=False),
-    Who("Rust tokio-tungstenite", [str(TUNGSTENITE)], {"message": 'connect_async("wss://relay.example.com/ws")', "query": f"connect_async(request), the request to {QUERY} with the header X-API-Key"}, compresses=False, needs=TUNGSTENITE),
+    Who("Node, built-in WebSocket", javascript("node_builtin.mjs", *BUILTIN), {"message": 'new WebSocket("wss://relay.example.com/ws")' + FLAG, "query": f'new WebSocket("{QUERY}&key=" + encodeURIComponent(key))' + FLAG}, sends_fragments=False, sets_headers=False, missing=no_builtin),
+    Who("Rust tokio-tungstenite", [str(TUNGSTENITE)], {"message": 'connect_async("wss://relay.example.com/ws")', "query": f"connect_async(request), the request to {QUERY} with the header X-API-Key"}, compresses=False, missing=no_tungstenite),
 ]
 
 
@@ -89,25 +104,30 @@ def asked(gateway, target: MatrixTarget, form: str, sets_headers: bool) -> dict:
 @pytest.mark.parametrize("who", WHOLE, ids=lambda who: who.name)
 async def test_the_whole_conversation(world, who, form):
     """each client exchanges text, binary, empty, 1 MiB and fragmented messages and sees the right close code"""
-    if who.needs and not who.needs.exists():
-        pytest.skip(f"{who.needs.name} is not built: cargo build --examples")
+    if why := who.missing():
+        pytest.skip(why)
     gateway, target = await world.gateway(), await target_of(world)
     got = await last_line(world, *who.words, json.dumps(asked(gateway, target, form, who.sets_headers)))
+    fixed = fixed_versions().get(who.name)
+    assert got.get("version", fixed) == fixed or fixed is None, f"{got['version']} runs here, and not {fixed}"
     await judge(target, got, form, who.sends_fragments, who.compresses, who.reason, who.answers)
 
 
 async def judge(target: MatrixTarget, got: dict, form: str, sends_fragments: bool, compresses: bool, reason: bool = True, answers: int = 4002) -> None:
-    want = EXCHANGED + (["fragments sent"] if sends_fragments else [])
+    want = [name for name in SENT if sends_fragments or name != "fragments sent"]
     assert sorted(got["passed"]) == sorted(want), got
     # The Close that answers its own says the same; the target's own comes as it was sent.
     assert (got["own"] if reason else got["own"][:1]) == ([3001, "bye"] if reason else [3001]), got
     assert got["target"] == [4002, "enough"], got
     first, second = await target.until(2)
-    assert (first["messages"], first["close"]) == (len(want), [3001, "bye"]), first
-    assert second["close"][0] == answers, second
+    assert first.messages == [told(SENT[name]) for name in want], first
+    if sends_fragments:
+        assert first.frames[want.index("fragments sent")] in (3, 4), f"{first}: three, and with some clients an empty one that ends them"
+    assert first.close == (3001, "bye"), first
+    assert second.messages == [told("close 4002 enough")] and second.close[0] == answers, second
     # In the connect-message form no extension is agreed on.
     compressed = compresses and form == "query"
-    assert first["compressed"] == compressed and got["compressed"] == compressed, (first, got)
+    assert first.compressed == compressed and got["compressed"] == compressed, (first, got)
 
 
 def tungstenite() -> str:
@@ -136,40 +156,66 @@ async def test_chromium(world, chromium, form):
 
 @pytest.mark.parametrize("form", ["message", "query"])
 async def test_wscat(world, form):
-    """wscat: text and empty lines, the target's close code"""
+    """wscat: what can be typed, what it prints, its own Close and the target's"""
     gateway, target = await world.gateway(), await target_of(world)
     ask = asked(gateway, target, form, sets_headers=True)
     headers = [word for name, value in ask["headers"].items() for word in ("-H", f"{name}: {value}")]
-    program = await world.program(await Program.wscat("-c", ask["url"], *headers))
-    await program.says("Connected")
-    if ask["first"]:
-        await program.type(ask["first"])
-        await program.says('"type":"connected"')
-    await program.type("grüße")
+
+    async def begin() -> Program:
+        program = await world.program(await Program.wscat("--slash", "-c", ask["url"], *headers))
+        await program.says("Connected")
+        if ask["first"]:
+            await program.type(ask["first"])
+            await program.says('"type":"connected"')
+        return program
+
+    program = await begin()
+    lines = ["", "grüße", "fragment 5", "fragment 1049"]
+    await program.type(lines[0])
+    await program.type(lines[1])
     await program.says("< grüße")
-    await program.type("fragment 5")
-    await program.says("0123456789" * 500)
-    await program.type("close 4002 enough")
-    await program.says("Disconnected (code: 4002, reason: \"enough\")")
-    [seen] = await target.until(1)
-    assert seen["messages"] == 3 and seen["close"][0] == 4002, seen
+    assert re.search(r"< (\x1b\[\d*m)?\r?\n", program.text), f"no empty message came back: {program.text!r}"
+    for line in lines[2:]:
+        await program.type(line)
+        await program.says("< " + "0123456789" * 100 * int(line.split()[1]))
+    await program.type("/close 3001 bye")
+    await program.says('Disconnected (code: 3001, reason: "bye")')
+    other = await begin()
+    await other.type("close 4002 enough")
+    await other.says('Disconnected (code: 4002, reason: "enough")')
+    first, second = await target.until(2)
+    assert first.messages == [told(line) for line in lines] and first.close == (3001, "bye"), first
+    assert second.messages == [told("close 4002 enough")] and second.close[0] == 4002, second
+    assert first.compressed == (form == "query"), first
+
+
+async def curl(world, *words: str) -> str:
+    program = await world.program(await Program.start("curl", "-sS", "--http1.1", *words))
+    await program.ends(20)
+    return program.text
 
 
 async def test_curl(world):
     """curl: errors as HTTP answers, and the target's 101"""
     gateway, target = await world.gateway(), await target_of(world)
-
-    async def curl(*words: str) -> str:
-        program = await world.program(await Program.start("curl", "-sS", "-i", "--http1.1", *words))
-        await program.ends(20)
-        return program.text
-
     base, url = f"http://127.0.0.1:{gateway.port}", f"ws://127.0.0.1:{target.port}/"
     upgrade = [word for name, value in (("Connection", "Upgrade"), ("Upgrade", "websocket"), ("Sec-WebSocket-Version", "13"), ("Sec-WebSocket-Key", "dGhlIHNhbXBsZSBub25jZQ==")) for word in ("-H", f"{name}: {value}")]
-    refused = await curl(*upgrade, "-H", "X-API-Key: wrong", base + address(url))
+    refused = await curl(world, "-i", *upgrade, "-H", "X-API-Key: wrong", base + address(url))
     assert refused.startswith("HTTP/1.1 401 ") and '"code":"invalid_key"' in refused, refused
-    opened = await curl("--max-time", "1", *upgrade, "-H", f"X-API-Key: {KEY}", base + address(url))
+    opened = await curl(world, "-i", "-N", "--max-time", "1", *upgrade, "-H", f"X-API-Key: {KEY}", base + address(url))
     assert "HTTP/1.1 101 " in opened and "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=" in opened and "Ringway-Node-Id: scraping-de1" in opened, opened
+
+
+async def test_curl_with_websockets(world):
+    """curl over ws://: it prints what the target says"""
+    if "ws" not in (await curl(world, "--version")).split("Protocols:")[1].splitlines()[0].split():
+        pytest.skip("this curl knows no ws:// (8.11 and later do)")
+    gateway, target = await world.gateway(), await target_of(world)
+    url = f"ws://127.0.0.1:{gateway.port}" + address(f"ws://127.0.0.1:{target.port}/greeting")
+    program = await world.program(await Program.start("curl", "-sSN", "-H", f"X-API-Key: {KEY}", url))
+    # It prints a Close too, code (0x03e8) and reason, answers it not, and waits for the end of TCP.
+    await program.says("that was all")
+    assert program.text == "a greeting\x03\ufffdthat was all", program.text
 
 
 # --- protocols on top, each with its own client and server ----------------------------------------------------------------
@@ -188,14 +234,16 @@ async def test_socket_io(world):
     """Socket.IO with its real client and server through the relay"""
     got = await on_top(world, "socket_io.mjs", lambda gateway: f"http://127.0.0.1:{gateway.port}")
     assert got["passed"] == ["text", "empty", "binary", "900 kB"], got
-    assert (got["target"], got["own"]) == ("io server disconnect", ["websocket", "client namespace disconnect"]), got
+    assert got["target"] == ["io server disconnect", ["websocket", "server namespace disconnect"]], got
+    assert got["own"] == ["websocket", "client namespace disconnect"], got
 
 
 async def test_graphql_ws(world):
     """graphql-ws with its real client and server through the relay: subprotocol `graphql-transport-ws`"""
     got = await on_top(world, "graphql_ws.mjs", lambda gateway: f"ws://127.0.0.1:{gateway.port}/ws")
     assert got["passed"] == ["text", "empty", "1 MB", "50 events"], got
-    assert (got["own"], got["target"]) == (1000, 1000), got
+    # What it hears of its own Close, and what the target does; then the target's.
+    assert (got["own"], got["target"]) == ([1000, 1000], [4403, "Forbidden"]), got
 
 
 async def test_signalr(world):
@@ -204,29 +252,33 @@ async def test_signalr(world):
     world.stack.push_async_callback(hub.close)
     url = f"http://127.0.0.1:{gateway.port}{address(f'ws://127.0.0.1:{hub.port}/hub', KEY)}"
     got = await last_line(world, *javascript("signalr.mjs"), json.dumps({"url": url}))
-    assert got["passed"] == ["text", "empty", "1 MB", "called by the hub", "50 events"], got
-    await asyncio.wait_for(hub.ended.wait(), 15)
-    assert hub.closes[0][0] == 1005, "it closes without a code"
+    assert got["passed"] == ["text", "empty", "1 MB", "called by the hub", "50 events", "pings"], got
+    own, left, broken = got["ends"]
+    assert own is None and "enough" in left and "4002 (enough)" in broken, got
+    closes = await hub.until(3)
+    assert [close and close[0] for close in closes] == [1005, 1005, 4002], f"{closes}: it ends without a code, and answers the target's"
 
 
 # --- the table --------------------------------------------------------------------------------------------------------------
 SNIPPETS = {
     "Chromium": {"message": 'new WebSocket("wss://relay.example.com/ws")', "query": f'new WebSocket("{QUERY}&key=" + encodeURIComponent(key))'},
-    "wscat": {"message": "wscat -c wss://relay.example.com/ws", "query": f"wscat -H 'X-API-Key: …' -c '{QUERY}'"},
+    "wscat": {"message": "wscat --slash -c wss://relay.example.com/ws", "query": f"wscat --slash -H 'X-API-Key: …' -c '{QUERY}'"},
     "curl": {"query": f"curl -i --http1.1 -H 'Connection: Upgrade' -H 'Upgrade: websocket' -H 'Sec-WebSocket-Version: 13' -H 'Sec-WebSocket-Key: …' -H 'X-API-Key: …' '{QUERY.replace('wss:', 'https:', 1)}'"},
+    "curl with ws://": {"query": f"curl -N -H 'X-API-Key: …' '{QUERY}'"},
     "Socket.IO": {"query": 'io("https://relay.example.com", { path: "/ws", addTrailingSlash: false, transports: ["websocket"], query: { url: "wss://target.example.com/socket.io/?EIO=4&transport=websocket", key } })'},
     "graphql-ws": {"query": f'createClient({{ url: "{QUERY}&key=" + encodeURIComponent(key) }})'},
     "SignalR": {"query": f'.withUrl("{QUERY.replace("wss:", "https:", 1)}&key=" + encodeURIComponent(key), {{ skipNegotiation: true, transport: HttpTransportType.WebSockets }})'},
     **{who.name: who.options for who in WHOLE},
 }
 EXCHANGES = {
-    "wscat": "text, fragments received, the target's close code",
+    "wscat": "text, empty, 1 MiB received, fragments received; its close code at the target (`/close 3001 bye`), the target's close code",
     "curl": "the target's 101, errors as JSON",
-    "Socket.IO": "events with text, binary, 900 kB; both ends leave",
-    "graphql-ws": "queries, subscriptions, 1 MB, its subprotocol, Close 1000",
-    "SignalR": "invocations, calls by the hub, a stream, 1 MB, a Close without a code",
+    "curl with ws://": "what the target says, its Close too, which curl does not answer; skipped where curl is older",
+    "Socket.IO": "events with text, empty, binary, 900 kB; both ends leave",
+    "graphql-ws": "queries, subscriptions, text, empty, 1 MB; its subprotocol; its Close 1000 at the target, the target's Close 4403",
+    "SignalR": "invocations, calls by the hub, a stream, pings, text, empty, 1 MB; both ends leave, the target's close code",
 }
-ORDER = [*(who.name for who in WHOLE), "Chromium", "wscat", "curl", "Socket.IO", "graphql-ws", "SignalR"]
+ORDER = [*(who.name for who in WHOLE), "Chromium", "wscat", "curl", "curl with ws://", "Socket.IO", "graphql-ws", "SignalR"]
 
 
 def fixed_versions() -> dict[str, str]:
@@ -237,7 +289,7 @@ def fixed_versions() -> dict[str, str]:
     return {
         "Python websockets": python["websockets"], "Python aiohttp": python["aiohttp"], "Python websocket-client": python["websocket-client"],
         "Node ws": npm["ws"], "wscat": npm["wscat"], "Socket.IO": npm["socket.io-client"], "graphql-ws": npm["graphql-ws"], "SignalR": npm["@microsoft/signalr"],
-        "Rust tokio-tungstenite": tungstenite(),
+        "Rust tokio-tungstenite": tungstenite(), "curl with ws://": "8.11 or later",
     }
 
 
@@ -253,13 +305,15 @@ def document(versions: dict[str, str]) -> str:
         "| client | version | form | exchanged |",
         "| --- | --- | --- | --- |",
     ]
-    whole = "text, empty, binary, 1 MiB, fragments{}; its close code at the target, the target's close code{}"
-    compresses = {**{who.name: who.compresses for who in WHOLE}, "Chromium": True}
+    whole = "text, empty, binary, 1 MiB, fragments {}; its close code at the target, the target's close code"
+    compresses = {**{who.name: who.compresses for who in WHOLE}, "Chromium": True, "wscat": True}
     sends = {who.name: who.sends_fragments for who in WHOLE}
     for name in ORDER:
         for form in SNIPPETS[name]:
-            told = EXCHANGES.get(name) or whole.format(" both ways" if sends.get(name) else " received", "; compressed (permessage-deflate)" if compresses[name] and form == "query" else "")
-            lines.append(f"| {name} | {versions[name]} | {'connect message' if form == 'message' else 'transparent'} | {told} |")
+            what = EXCHANGES.get(name) or whole.format("both ways" if sends.get(name) else "received")
+            if compresses.get(name) and form == "query":
+                what += "; compressed (permessage-deflate)"
+            lines.append(f"| {name} | {versions[name]} | {'connect message' if form == 'message' else 'transparent'} | {what} |")
     lines += ["", "## What to write", "", "The target is `wss://target.example.com/stream`. In the connect-message form the first message is", "`{\"apiKey\": \"…\", \"url\": \"wss://target.example.com/stream\"}`, and the answer to it `{\"type\":\"connected\", …}`.", ""]
     for name in ORDER:
         for form, snippet in SNIPPETS[name].items():
@@ -271,13 +325,10 @@ def test_the_table_says_what_is_run():
     """A table in docs/clients.md with versions and the exact client options, generated by the test"""
     versions = fixed_versions()
     if WRITE:
-        import shutil
-        import subprocess
-
         of = lambda *words: subprocess.run(words, capture_output=True, text=True, check=True).stdout  # noqa: E731
         versions["Node, built-in WebSocket"] = of(node(), "--version").strip()
         versions["curl"] = of("curl", "--version").split()[1]
-        versions["Chromium"] = of(browser.CHROMIUM, "--version").split()[1] if shutil.which("chromium") else "–"
+        versions["Chromium"] = of(browser.CHROMIUM, "--version").split()[1] if browser.CHROMIUM else "–"
         DOCUMENT.write_text(document(versions))
     written = DOCUMENT.read_text()
     for name in ORDER:
