@@ -105,8 +105,14 @@ def log_of(folder: Path, mode: str) -> str:
     return (folder / f"{mode}.log").read_text(errors="replace")[-2000:]
 
 
+LATE = {"late": True}
+
+
 def seen(case: dict) -> dict:
     """What of a report is compared."""
+    if re.match(r"(Case did not finish|Did not receive message) within \d+ seconds", case["result"] or ""):
+        # How far it had come by the suite's own time limit is a matter of the machine.
+        return LATE
     traffic = case["trafficStats"] or {}
     return {
         **{name: case[name] for name in SEEN},
@@ -303,13 +309,15 @@ class Outcome:
     same: int = 0
     races: list[str] = field(default_factory=list)
     allowed: list[str] = field(default_factory=list)
+    late: list[str] = field(default_factory=list)
+    """The suite's own time limit passed, both ways and each time: nothing was compared."""
     different: dict[str, tuple[list[dict], dict]] = field(default_factory=dict)
     """What was seen without ringway, and what was seen only through it."""
 
 
 def is_allowed(direct: dict, relayed: dict) -> bool:
     """A TCP connection that ends without a Close: the other end gets ringway's Close 1001 or 1011. Nothing else differs."""
-    if not direct or not relayed or direct["remoteCloseCode"] is not None or (relayed["remoteCloseCode"], relayed["remoteCloseReason"]) not in OURS:
+    if not direct or not relayed or LATE in (direct, relayed) or direct["remoteCloseCode"] is not None or (relayed["remoteCloseCode"], relayed["remoteCloseReason"]) not in OURS:
         return False
     return without_end(direct) == without_end(relayed)
 
@@ -322,8 +330,10 @@ def without_end(case: dict) -> dict:
 
 
 def only_relayed(direct: list[dict], relayed: list[dict]) -> dict | None:
-    """What was seen through ringway, not without it, and is not allowed."""
-    return next((one for one in relayed if not any(one == other or is_allowed(other, one) for other in direct)), None)
+    """What was seen through ringway, not without it, and is not allowed. That time ran out says nothing if it did not
+    each time."""
+    in_time = [one for one in relayed if one != LATE] or relayed
+    return next((one for one in in_time if not any(one == other or is_allowed(other, one) for other in direct)), None)
 
 
 @dataclass(frozen=True)
@@ -376,13 +386,13 @@ async def one_run(asked: dict) -> None:
 async def compare(runs: Runs, variant: Variant, direct: dict[str, dict], relayed: dict[str, dict]) -> Outcome:
     outcome = Outcome(len(direct))
     assert set(direct) == set(relayed), "Autobahn has chosen other cases"
-    differs = sorted((case for case in direct if direct[case] != relayed[case] or not direct[case]), key=in_order)
+    differs = sorted((case for case in direct if direct[case] != relayed[case] or direct[case] in ({}, LATE)), key=in_order)
     outcome.same = len(direct) - len(differs)
     found = {case: ([direct[case]], [relayed[case]]) for case in differs}
 
     def unsolved() -> list[str]:
         # A case without a result counts as nothing else than a difference.
-        return [case for case, (without, through) in found.items() if only_relayed(without, through) is not None or {} in through]
+        return [case for case, (without, through) in found.items() if only_relayed(without, through) is not None or {} in through or through[-1] == LATE]
 
     for turn in range(AGAIN):
         if not (again := unsolved()):
@@ -393,9 +403,11 @@ async def compare(runs: Runs, variant: Variant, direct: dict[str, dict], relayed
                 known.append(new[case])
     left = unsolved()
     for case, (without, through) in found.items():
-        if case in left:
+        if all(one == LATE for one in without + through):
+            outcome.late.append(case)
+        elif case in left:
             outcome.different[case] = (without, only_relayed(without, through) or {})
-        elif all(one in without for one in through):
+        elif all(one in without or one == LATE for one in through):
             outcome.races.append(case)
         else:
             outcome.allowed.append(case)
@@ -407,7 +419,7 @@ def in_order(case: str) -> list[int]:
 
 
 def verdicts(found: dict[str, dict]) -> str:
-    counts = Counter(case.get("behavior", "without a result") for case in found.values())
+    counts = Counter("out of time" if case == LATE else case.get("behavior", "without a result") for case in found.values())
     return ", ".join(f"{count} {name.lower()}" for name, count in sorted(counts.items(), key=lambda item: -item[1]))
 
 
@@ -428,11 +440,11 @@ def document(rows: list[tuple[str, str, Variant, Outcome]], cases: list[str]) ->
         "",
         f"Made by `tests/conformance/run` on {datetime.date.today()}: {suite.replace('==', ' ')}, and websockets {importlib.metadata.version('websockets')} with Python {platform.python_version()} as the peer under test. [tests/conformance](../tests/conformance/README.md) says how.",
         "",
-        "| direction | through ringway | cases | same | races of the peers | allowed | different |",
-        "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
+        "| direction | through ringway | cases | same | races of the peers | allowed | out of time | different |",
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for direction, _, variant, outcome in rows:
-        lines.append(f"| {direction} | {variant.title} | {outcome.cases} | {outcome.same} | {len(outcome.races)} | {len(outcome.allowed)} | {len(outcome.different)} |")
+        lines.append(f"| {direction} | {variant.title} | {outcome.cases} | {outcome.same} | {len(outcome.races)} | {len(outcome.allowed)} | {len(outcome.late)} | {len(outcome.different)} |")
     if left := [variant.title for variant in VARIANTS if variant not in [row[2] for row in rows]]:
         lines += ["", f"Not run: {'; '.join(left)}."]
     lines += [
@@ -441,17 +453,18 @@ def document(rows: list[tuple[str, str, Variant, Outcome]], cases: list[str]) ->
         "  seen without it.",
         "- **Allowed**: a TCP connection that ends without a Close becomes a Close 1001 or 1011 of ringway's",
         "  ([how sessions end](protocol.md#how-sessions-end)).",
+        "- **Out of time**: the suite's own time limit passed in each run, with ringway and without it, so nothing was compared.",
         "",
         "What the suite makes of the peers themselves:",
         "",
     ]
     for direction in dict.fromkeys(row[0] for row in rows):
         lines.append(f"- {direction}: {next(row[1] for row in rows if row[0] == direction)}")
-    named = [(direction, variant, outcome) for direction, _, variant, outcome in rows if outcome.races or outcome.allowed or outcome.different]
+    named = [(direction, variant, outcome) for direction, _, variant, outcome in rows if outcome.races or outcome.allowed or outcome.late or outcome.different]
     if named:
         lines += ["", "By name:", ""]
     for direction, variant, outcome in named:
-        parts = [("races", outcome.races), ("allowed", outcome.allowed), ("different", list(outcome.different))]
+        parts = [("races", outcome.races), ("allowed", outcome.allowed), ("out of time", outcome.late), ("different", list(outcome.different))]
         told = "; ".join(f"{name}: {', '.join(cases)}" for name, cases in parts if cases)
         lines.append(f"- {direction}, {variant.title}: {told}")
     return "\n".join(lines) + "\n"
@@ -512,8 +525,8 @@ async def both_ways(runs: Runs, cases: list[str], variants: list[Variant]) -> li
     for variant, through in zip(variants, relayed):
         outcome = await compare(runs, variant, direct, through)
         rows.append((name, verdicts(direct), variant, outcome))
-        print(f"{name}, {variant.title}: {outcome.same} the same, {len(outcome.races)} races, {len(outcome.allowed)} allowed, {len(outcome.different)} different", flush=True)
-        for kind, named in ("races", outcome.races), ("allowed", outcome.allowed):
+        print(f"{name}, {variant.title}: {outcome.same} the same, {len(outcome.races)} races, {len(outcome.allowed)} allowed, {len(outcome.late)} out of time, {len(outcome.different)} different", flush=True)
+        for kind, named in ("races", outcome.races), ("allowed", outcome.allowed), ("out of time", outcome.late):
             if named:
                 print(f"    {kind}: {', '.join(named)}")
         for case, (without, through) in outcome.different.items():

@@ -95,6 +95,9 @@ CUT = report(wasClean=False, remoteCloseCode=None, rxFrameStats={"1": 1})
 OURS = report(remoteCloseCode=1011, remoteCloseReason="Target connection lost", behaviorClose="WRONG CODE")
 
 
+LATE = report(behavior="FAILED", result="Case did not finish within 60 seconds.", rxFrameStats={"1": 734})
+
+
 class Scripted:
     """Runs of the case 1.1.1 with these results, the first of them apart."""
 
@@ -110,7 +113,7 @@ class Scripted:
 async def judged(direct: list[dict], relayed: list[dict]) -> str:
     runs = Scripted(direct, relayed)
     outcome = await autobahn.compare(runs, "relayed", *({"1.1.1": one, "1.1.2": FINE} for one in runs.first))
-    kinds = {"races": outcome.races, "allowed": outcome.allowed, "different": list(outcome.different)}
+    kinds = {"races": outcome.races, "allowed": outcome.allowed, "out of time": outcome.late, "different": list(outcome.different)}
     found = [kind for kind, cases in kinds.items() if cases]
     assert all(cases in ([], ["1.1.1"]) for cases in kinds.values()) and outcome.same == 2 - len(found) and outcome.cases == 2
     return found[0] if found else "same"
@@ -136,6 +139,13 @@ JUDGED = {
     "no result": ([FINE, FINE], [{}, {}], "different"),
     "no result either way": ([{}, {}], [{}, {}], "different"),
     "no result without ringway": ([{}, {}], [FINE, FINE], "different"),
+    "out of time once, and elsewhere the next time": ([LATE, FINE], [report(result="Did not receive message within 100 seconds.", received=[]), FINE], "races"),
+    "out of time through ringway once": ([FINE, FINE], [LATE, FINE], "races"),
+    "out of time without ringway once": ([LATE, FINE], [FINE, FINE], "races"),
+    "always out of time": ([LATE, LATE], [LATE, LATE], "out of time"),
+    "always out of time through ringway only": ([FINE, FINE], [LATE, LATE], "different"),
+    "always out of time without ringway only": ([LATE, LATE], [FINE, FINE], "different"),
+    "out of time once, and other than without ringway": ([FINE, FINE], [LATE, CUT], "different"),
     "no extension": ([report_of("permessage-deflate")] * 2, [FINE] * 2, "different"),
     "another extension": ([report_of("permessage-deflate")] * 2, [report_of("permessage-deflate; server_no_context_takeover")] * 2, "different"),
 }
