@@ -51,7 +51,7 @@ fn judge(worker: &Worker, record: &Record, request: &Request) -> Result<Admitted
     let key = worker.shared.keys.identify(secret).map_err(End::Failure)?;
     record.identified(&key);
     key.check_expiry(SystemTime::now()).map_err(End::Failure)?;
-    let asked = query.validate(|target| request_head(target, request.headers(), came_in));
+    let asked = query.validate(|target| request_head(target, request.headers(), came_in, secret.unwrap_or_default()));
     admit(worker, record, &key, asked.map_err(|error| invalid(error.to_string()))?)
 }
 
