@@ -422,7 +422,7 @@ async def test_thousands_a_second(world, browser):
         await coming
         await page.until_text("#received", "10,000 ·")
         changes, drawn = await page.evaluate("[changes, frames]")
-        assert 1 <= changes <= drawn and answers >= 10, (changes, drawn, answers)
+        assert 1 <= changes <= drawn and answers > 3, (changes, drawn, answers)
 
 
 @in_browser
@@ -765,7 +765,7 @@ async def test_the_policy_holds(world, browser):
 
 
 # --- the README's pictures ------------------------------------------------------------------------------------------------
-CALM = "new Promise((done) => requestIdleCallback(() => requestAnimationFrame(() => requestIdleCallback(done))))"
+CALM = "new Promise((done) => requestIdleCallback(() => requestAnimationFrame(() => requestIdleCallback(done, {timeout: 500})), {timeout: 500}))"
 """Until the page has nothing to draw, so that a round trip is not that of its drawing."""
 
 
