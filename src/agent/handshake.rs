@@ -126,15 +126,16 @@ fn judge(head: &[u8], asked: Asked<'_>) -> Result<Option<Accepted>, Failure> {
     let mut headers = [httparse::EMPTY_HEADER; MAX_HEADERS];
     let mut response = httparse::Response::new(&mut headers);
     match response.parse(head) {
-        // RFC 6455 section 4.1: HTTP/1.1 or higher.
-        Ok(httparse::Status::Complete(_)) if response.version == Some(1) => {}
+        Ok(httparse::Status::Complete(_)) => {}
         Ok(httparse::Status::Partial) => return Ok(None),
         Err(httparse::Error::TooManyHeaders) => {
             return Err(Failure::TargetUnreachable("its answer has more than 100 headers".into()));
         }
-        Ok(httparse::Status::Complete(_)) | Err(_) => return Err(no_http()),
+        Err(_) => return Err(no_http()),
     }
     match response.code.unwrap_or_default() {
+        // RFC 6455 section 4.1: HTTP/1.1 or higher. What says no may be older.
+        101 if response.version != Some(1) => Err(no_http()),
         101 => match asked {
             Asked::Ours { key, subprotocols } => {
                 let subprotocol =
@@ -230,6 +231,10 @@ mod tests {
             let answer = format!("HTTP/1.1 {status} X\r\nLocation: ws://elsewhere/\r\n\r\n");
             assert_eq!(read(&answer, &[]), Err(Failure::TargetRejected { status }));
         }
+        let older = "HTTP/1.0 404 File not found\r\nServer: SimpleHTTP/0.6\r\n\r\n";
+        assert_eq!(read(older, &[]), Err(Failure::TargetRejected { status: 404 }));
+        let older = format!("HTTP/1.0 101 X\r\n{GOOD}\r\n");
+        assert!(matches!(read(&older, &[]), Err(Failure::TargetUnreachable(_))));
         for no_http in ["SSH-2.0-OpenSSH_9.2\r\n", "\x15\x03\x01\0\x02\x02\x46", "HTTP/3 101\r\n\r\n"] {
             assert!(matches!(read(no_http, &[]), Err(Failure::TargetUnreachable(_))), "{no_http:?}");
         }

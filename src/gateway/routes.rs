@@ -103,6 +103,10 @@ fn websocket(shared: &Shared, request: &Request) -> Route {
         Ok(route) => route,
         Err(bad) => return Route::Answer(bad.into()),
     };
+    // In the transparent form these are answers to a session's request like all others, and leave their line in the log.
+    if matches!(route, Route::Transparent) {
+        return route;
+    }
     if shared.draining.load(Ordering::Relaxed) {
         let answer = Response::error(503, "draining", "This gateway is shutting down");
         return Route::Answer(answer.with("Retry-After", "1"));

@@ -54,7 +54,10 @@ mod tests {
             Failure::TargetHandshakeInvalid("why".into()),
             Failure::TargetTimeout,
             Failure::ProxyFailed("why".into()),
+            Failure::AgentFailure,
         ];
+        // The one that no message tells of.
+        assert!(crate::telemetry::counters::OUTCOMES.contains(&Failure::InvalidRequest(String::new()).code()));
         let schema = definition("error");
         let (mut keys, mut codes) = (BTreeSet::new(), BTreeSet::new());
         for failure in failures {

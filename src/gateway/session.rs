@@ -180,6 +180,8 @@ async fn reach(
     let mut tried = Vec::new();
     let mut failed = false;
     loop {
+        // Of an agent before this one, perhaps.
+        timings.awaits_proxy.set(false);
         let Some((choice, in_use)) = agents.pick(&request.selection, &tried) else {
             return Err(if failed { Failure::AgentFailure } else { Failure::NoAgent }.into());
         };

@@ -2,7 +2,12 @@
 //! subprotocol and extensions with each other.
 //!
 //! Owns which headers pass, in both directions. What passes does so as it was written and in its order.
+use percent_encoding::percent_decode;
+
 use super::target::Target;
+
+/// From so many bytes on, a key that stands somewhere in a header is no chance.
+const MIN_TELLING: usize = 16;
 
 /// The most headers of a head that passes.
 const MAX_HEADERS: usize = 100;
@@ -23,9 +28,9 @@ pub enum KeyCameIn {
     Bearer,
 }
 
-/// The head of the request to the target, made of the client's: its headers, but for those that belong to one hop, carried
-/// its key, or tell who it is. `Host` is the target's.
-pub fn request_head(target: &Target, headers: &[(String, Vec<u8>)], key: KeyCameIn) -> Vec<u8> {
+/// The head of the request to the target, made of the client's: its headers, but for those that belong to one hop, carry
+/// its key (`secret`), or tell who it is. `Host` is the target's.
+pub fn request_head(target: &Target, headers: &[(String, Vec<u8>)], key: KeyCameIn, secret: &str) -> Vec<u8> {
     let options = ConnectionOptions::of(headers.iter().map(|(name, value)| (name.as_str(), &value[..])));
     let mut out = format!("GET {} HTTP/1.1\r\n", target.path_and_query).into_bytes();
     let mut authorized = false;
@@ -35,11 +40,14 @@ pub fn request_head(target: &Target, headers: &[(String, Vec<u8>)], key: KeyCame
             line(&mut out, name, target.authority().as_bytes());
             continue;
         }
-        let carried_key = match key {
-            KeyCameIn::Header => false,
-            KeyCameIn::Query => matches!(lower.as_str(), "cookie" | "authorization"),
-            KeyCameIn::Bearer => lower == "authorization",
-        };
+        // In whatever else it stands: the same key as a bearer, the address as a proxy in front has noted it.
+        let holds_key = !lower.starts_with("sec-websocket-") && holds(value, secret);
+        let carried_key = holds_key
+            || match key {
+                KeyCameIn::Header => false,
+                KeyCameIn::Query => matches!(lower.as_str(), "cookie" | "authorization"),
+                KeyCameIn::Bearer => lower == "authorization",
+            };
         let passes =
             !carried_key && lower != "x-api-key" && !tells_who(&lower) && !of_one_hop(&lower) && !options.name(&lower);
         if passes {
@@ -75,6 +83,12 @@ pub fn answer_head(head: &[u8], node_id: &str, session_id: &str) -> Option<Vec<u
     line(&mut out, SESSION_ID, session_id.as_bytes());
     out.extend_from_slice(b"\r\n");
     Some(out)
+}
+
+/// Whether that key stands in a header's value, percent-encoded or not.
+fn holds(value: &[u8], secret: &str) -> bool {
+    let stands_in = |value: &[u8]| value.windows(secret.len()).any(|part| part == secret.as_bytes());
+    secret.len() >= MIN_TELLING && (stands_in(value) || stands_in(&percent_decode(value).collect::<Vec<u8>>()))
 }
 
 fn line(out: &mut Vec<u8>, name: &str, value: &[u8]) {
@@ -135,7 +149,7 @@ mod tests {
             .filter_map(|line| line.split_once(": "))
             .map(|(name, value)| (name.to_owned(), value.as_bytes().to_vec()))
             .collect();
-        let head = request_head(&Target::parse(url).unwrap(), &headers, key);
+        let head = request_head(&Target::parse(url).unwrap(), &headers, key, "rw_0123456789 +%");
         String::from_utf8(head).unwrap()
     }
 
@@ -186,6 +200,18 @@ mod tests {
     }
 
     #[test]
+    fn a_key_does_not_pass_in_any_other_header() {
+        for line in [
+            "Authorization: Bearer rw_0123456789 +%",
+            "X-Original-URI: /ws?url=ws://h/&key=rw_0123456789%20%2b%25",
+            "Referer: http://g/ws?key=rw_0123456789 +%&url=x",
+        ] {
+            let head = passed("ws://h/", &format!("Host: g\r\n{line}\r\nX-Like: rw_0123456789\r\n"), KeyCameIn::Header);
+            assert_eq!(head, "GET / HTTP/1.1\r\nHost: h\r\nX-Like: rw_0123456789\r\n\r\n", "{line}");
+        }
+    }
+
+    #[test]
     fn credentials_of_the_url_are_sent_unless_others_pass() {
         let url = "ws://u:p@h/";
         let head = passed(url, "Host: g\r\nAuthorization: Bearer b\r\n", KeyCameIn::Bearer);
@@ -226,7 +252,7 @@ mod tests {
             key in prop::sample::select(&[KeyCameIn::Header, KeyCameIn::Query, KeyCameIn::Bearer][..]),
         ) {
             let target = Target::parse("ws://u:p@h.example/p").unwrap();
-            let head = request_head(&target, &headers, key);
+            let head = request_head(&target, &headers, key, "rw_0123456789abc");
             let mut parsed = [httparse::EMPTY_HEADER; 32];
             let mut request = httparse::Request::new(&mut parsed);
             prop_assert_eq!(request.parse(&head), Ok(httparse::Status::Complete(head.len())));

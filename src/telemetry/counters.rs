@@ -141,9 +141,10 @@ pub const CLIENT_GONE: &str = "client_gone";
 pub const DRAINING: &str = "draining";
 /// A bug of ours ended the set-up.
 pub const INTERNAL: &str = "internal";
-pub const OUTCOMES: [&str; 15] = [
+pub const OUTCOMES: [&str; 16] = [
     CONNECTED,
     "invalid_connect_message",
+    "invalid_request",
     "invalid_key",
     "too_many_sessions",
     "overloaded",

@@ -255,6 +255,7 @@ async def test_the_gateways_limit(world):
     client = await ask(world, gateway, address(target.url()))
     answer = (await read_answer(client)).expect_error(503, "overloaded")
     assert int(answer.fields["retry-after"]) >= 1
+    await gateway.wait_until(lambda: 'outcome="overloaded"' in gateway.err, "its line in the access log")
 
 
 async def test_a_forbidden_target(world):
@@ -369,7 +370,8 @@ async def test_a_drain_while_it_dials(world):
     gateway, target = await world.gateway(limits={"drain": "2s"}), world.target()
     client, _ = await dialling(world, gateway, target)
     gateway.signal(15)
-    (await read_answer(client, 20)).expect_error(503, "draining")
+    answer = (await read_answer(client, 20)).expect_error(503, "draining")
+    assert answer.json()["message"] == "This gateway is shutting down"
 
 
 # --- the session --------------------------------------------------------------------------------------------------------

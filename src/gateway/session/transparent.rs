@@ -1,5 +1,5 @@
 //! The transparent form, `GET /ws?url=…`: the target is dialled first, and its answer is the client's.
-use std::{rc::Rc, time::SystemTime};
+use std::{rc::Rc, sync::atomic::Ordering, time::SystemTime};
 
 use super::{Admitted, End, admit, establish};
 use crate::{
@@ -11,6 +11,7 @@ use crate::{
     },
     protocol::{
         answer::Failure,
+        close::Close,
         connect::Query,
         transparent::{KeyCameIn, request_head},
     },
@@ -19,7 +20,7 @@ use crate::{
 pub(in crate::gateway) async fn set_up(worker: &Rc<Worker>, client: Client, request: Box<Request>, pending: Counted) {
     let _awaited = worker.tasks.awaited();
     let record = Record::new(worker, client.peer, Form::Transparent);
-    let admitted = match judge(worker, &record, &request) {
+    let admitted = match begin(worker).and_then(|()| judge(worker, &record, &request)) {
         Ok(admitted) => admitted,
         Err(end) => return say(end, worker, client, &record).await,
     };
@@ -27,6 +28,17 @@ pub(in crate::gateway) async fn set_up(worker: &Rc<Worker>, client: Client, requ
     if let Err((client, end)) = establish(worker, client, &record, admitted).await {
         say(end, worker, client, &record).await;
     }
+}
+
+/// Whether the gateway takes sessions at all just now.
+fn begin(worker: &Worker) -> Result<(), End> {
+    if worker.draining() {
+        return Err(End::Close(Close::RESTART_CLIENT));
+    }
+    if worker.shared.sessions.load(Ordering::Relaxed) >= worker.shared.limits.max_sessions {
+        return Err(End::Failure(Failure::Overloaded));
+    }
+    Ok(())
 }
 
 /// The checks of a request, in their order: key, fields, and what is common to both forms.
@@ -39,7 +51,7 @@ fn judge(worker: &Worker, record: &Record, request: &Request) -> Result<Admitted
     let key = worker.shared.keys.identify(secret).map_err(End::Failure)?;
     record.identified(&key);
     key.check_expiry(SystemTime::now()).map_err(End::Failure)?;
-    let asked = query.validate(|target| request_head(target, request.headers(), came_in));
+    let asked = query.validate(|target| request_head(target, request.headers(), came_in, secret.unwrap_or_default()));
     admit(worker, record, &key, asked.map_err(|error| invalid(error.to_string()))?)
 }
 
@@ -63,7 +75,10 @@ async fn say(end: End, worker: &Worker, client: Client, record: &Record) {
         End::Answer(_) | End::Broken => {
             Response::error(400, "invalid_request", "Bad request: a Close before the answer to the opening handshake")
         }
-        End::Close(_) => Response::error(503, "draining", "This gateway is shutting down").with("Retry-After", "1"),
+        End::Close(_) => {
+            let who = if worker.draining() { "gateway" } else { "agent" };
+            Response::error(503, "draining", &format!("This {who} is shutting down")).with("Retry-After", "1")
+        }
         End::Failure(failure) => Response::from(failure),
     };
     // Frames that the client has sent without waiting are read and dropped, so that the answer is not lost in a reset.

@@ -89,8 +89,9 @@ impl Proxy {
             })
         };
         let url = read("http")?;
-        // A lone slash is what URL libraries write behind every host.
-        if url.path() != "/" || url.query().is_some() || url.fragment().is_some() {
+        // A lone slash is what URL libraries write behind every host. Judged as written: a path like `/.` is gone by now.
+        let behind = rest.find(['/', '\\', '?', '#']).map_or("", |at| &rest[at..]);
+        if !matches!(behind, "" | "/") {
             return Err(ProxyError::TooMuch);
         }
         // Port 80 is left out of the one, and stands in the other.
@@ -236,6 +237,9 @@ mod tests {
             ("SOCKS://h", "must start with socks5://, socks5h:// or http://, not socks://"),
             ("socks5://h/p", "must end behind its host and port: it has no path, query or fragment"),
             ("socks5://h//", "must end behind its host and port: it has no path, query or fragment"),
+            ("http://h/.", "must end behind its host and port: it has no path, query or fragment"),
+            ("http://h/%2e", "must end behind its host and port: it has no path, query or fragment"),
+            ("http://h\\", "must end behind its host and port: it has no path, query or fragment"),
             ("http://h?", "must end behind its host and port: it has no path, query or fragment"),
             ("http://h/#", "must end behind its host and port: it has no path, query or fragment"),
             ("http://h\\p", "must end behind its host and port: it has no path, query or fragment"),
