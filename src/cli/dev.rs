@@ -100,16 +100,16 @@ fn introduction(public: SocketAddr, admin: SocketAddr, echo: SocketAddr, key: &s
         r#"
 ringway dev: a gateway, an agent and an echo target on this machine
 
-  playground   http://{public}/ws/docs
+Open this in a browser, and give it the API key:
 
-Open it in a browser, with these:
+  http://{public}/ws/docs#url=ws://{echo}
 
+  API key   {key}
   gateway   ws://{public}/ws
   echo      ws://{echo}
   metrics   http://{admin}/metrics
-  API key   {key}
 
-Try it with wscat:
+Or try it with wscat:
 
   npx wscat -c ws://{public}/ws
 

@@ -42,17 +42,18 @@ fn hash(content: &str) -> String {
     format!("'sha256-{}'", STANDARD.encode(Sha256::digest(content)))
 }
 
-/// Whether the request wants the page: it names `text/html`, and likes nothing that is not it better than JSON, which
-/// everybody else gets.
+/// Whether the request wants the page: it names `text/html`, and does not like JSON better, which everybody else gets.
+/// Of two that are named and liked the same, the first is meant.
 pub(super) fn is_wanted(request: &Request) -> bool {
-    let accept: Vec<&str> = request.values("accept").collect();
-    let quality = |range: &str| {
-        let items = accept.iter().flat_map(|value| value.split(','));
-        items.filter_map(quality).find(|(named, _)| named.eq_ignore_ascii_case(range)).map(|(_, quality)| quality)
-    };
+    let items = request.values("accept").flat_map(|value| value.split(','));
+    let accept: Vec<(&str, f32)> = items.filter_map(quality).collect();
+    let find = |range: &str| accept.iter().position(|(named, _)| named.eq_ignore_ascii_case(range));
+    let Some(html) = find("text/html") else { return false };
     // RFC 9110 section 12.5.1: the most specific range counts.
-    let json = ["application/json", "application/*", "*/*"].into_iter().find_map(quality).unwrap_or(0.0);
-    quality("text/html").is_some_and(|html| html > 0.0 && html >= json)
+    let named = find("application/json");
+    let json = named.or_else(|| find("application/*")).or_else(|| find("*/*"));
+    let (quality, other) = (accept[html].1, json.map_or(0.0, |json| accept[json].1));
+    quality > 0.0 && (quality > other || quality == other && named.is_none_or(|named| html < named))
 }
 
 /// The media range of an item in an Accept header, and its quality. `None`: that is no such item.
@@ -88,8 +89,10 @@ mod tests {
         assert!(wanted(&["text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,*/*;q=0.8"]));
         assert!(wanted(&["text/html"]));
         assert!(wanted(&["TEXT/HTML ; Q=0.1"]));
-        assert!(wanted(&["application/json", "text/html"]));
+        assert!(wanted(&["text/html", "application/json"]));
         assert!(wanted(&["text/html;q=0.5,application/json;q=0.5"]));
+        assert!(wanted(&["*/*,application/*,text/html"]));
+        assert!(wanted(&["application/json;q=0.5,text/html"]));
         assert!(wanted(&["text/html;q=0.5,application/json;q=0.4,*/*"]));
         assert!(wanted(&["text/html;q=0.5,application/*;q=0.4,*/*"]));
         assert!(wanted(&["text/html;charset=utf-8;q=0.9, */*;q=0.1"]));
@@ -105,6 +108,8 @@ mod tests {
         assert!(!wanted(&["text/html;q=0"]));
         assert!(!wanted(&["text/html;q=0.5,*/*"]));
         assert!(!wanted(&["text/html;q=0.5,application/json"]));
+        assert!(!wanted(&["application/json, text/html, */*"]));
+        assert!(!wanted(&["application/json;q=0.5", "text/html;q=0.5"]));
         assert!(!wanted(&["text/html;q=0.3,application/*;q=0.4,*/*;q=0.1"]));
         for broken in ["2", "-1", "x", "", "NaN", "inf"] {
             assert!(!wanted(&[&format!("text/html;q={broken}")]), "{broken}");

@@ -429,14 +429,15 @@ def document(rows: list[tuple[str, str, Variant, Outcome]], cases: list[str]) ->
 
     suite = next(line for line in (ROOT / "tests" / "conformance" / "requirements.txt").read_text().splitlines() if line.startswith("autobahntestsuite"))
     different = sum(len(outcome.different) for *_, outcome in rows)
-    each = "Each case" if cases == ["*"] else f"Each of the cases {', '.join(cases)}"
+    chosen = [] if cases == ["*"] else ["", f"Not all cases: {', '.join(cases)}."]
     lines = [
         "# Conformance, shown from outside",
         "",
-        f"Autobahn's test suite sees {'no difference' if not different else f'{different} differences'} between a peer and the same peer behind ringway. {each} was run direct and",
+        f"Autobahn's test suite sees {'no difference' if not different else f'{different} differences'} between a peer and the same peer behind ringway. Each case was run direct and",
         "through ringway, in both directions, and all that the suite saw was compared: its verdicts, messages, frames, the",
         "extensions that were agreed on, the bytes of compressed messages, the Close with its code and reason, and how the",
         "connection ended.",
+        *chosen,
         "",
         f"Made by `tests/conformance/run` on {datetime.date.today()}: {suite.replace('==', ' ')}, and websockets {importlib.metadata.version('websockets')} with Python {platform.python_version()} as the peer under test. [tests/conformance](../tests/conformance/README.md) says how.",
         "",

@@ -76,7 +76,7 @@ async def test_playground_first(world):
     """prints the playground's address first: before every other one, and it is there"""
     process = await dev(world)
     address = re.search(r"\b\w+://\S+", process.out)[0]
-    assert address == f"http://127.0.0.1:{process.port}/ws/docs", process.out
+    assert address == f"http://127.0.0.1:{process.port}/ws/docs#url=ws://127.0.0.1:{process.echo_port}", process.out
     curl = await world.program(await Program.start("curl", "-sS", "-i", "-H", "Accept: text/html", address))
     assert await curl.ends() == 0 and "Content-Security-Policy: " in curl.text and "<title>ringway playground</title>" in curl.text, curl.text
 

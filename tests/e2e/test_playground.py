@@ -63,7 +63,7 @@ async def say(page: Page, text: str) -> None:
 async def rows(page: Page) -> list[dict]:
     """The messages that are in the page now."""
     return await page.evaluate("""[...document.querySelectorAll('.row')].map((row) => ({
-        way: row.classList.contains('in') ? 'in' : row.classList.contains('out') ? 'out' : '', kind: row.querySelector('.kind').textContent,
+        way: ['in', 'out', 'event'].find((way) => row.classList.contains(way)), kind: row.querySelector('.kind').textContent,
         time: row.querySelector('.time').textContent, size: row.querySelector('.size').textContent,
         body: row.querySelector('.body').textContent, trip: row.querySelector('.trip').textContent}))""")
 
@@ -73,7 +73,7 @@ async def until_row(page: Page, body: str, way: str = "in") -> None:
 
 
 # --- who gets it ----------------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("accept", [BROWSERS, "text/html", "application/json;q=0.9, text/html;q=0.9"])
+@pytest.mark.parametrize("accept", [BROWSERS, "text/html", "text/html;q=0.9, application/json;q=0.9"])
 async def test_a_browser_gets_the_page(world, accept):
     """`GET /ws/docs` with `Accept: text/html`: one self-contained page under a strict policy"""
     gateway = await world.gateway()
@@ -91,7 +91,7 @@ async def test_a_browser_gets_the_page(world, accept):
     assert policy["connect-src"] == "'self'" and "{{" not in html
 
 
-@pytest.mark.parametrize("accept", [None, "*/*", "application/json", "application/json, text/html;q=0.9", "text/html;q=0", "text/*"])
+@pytest.mark.parametrize("accept", [None, "*/*", "application/json", "application/json, text/html;q=0.9", "application/json, text/html", "text/html;q=0", "text/*"])
 async def test_all_others_get_json(world, accept):
     """… everybody else the four keys"""
     gateway = await world.gateway()
@@ -118,7 +118,7 @@ async def test_a_session(world, browser):
         await connection.send(frame(TEXT, b"unasked") + frame(BINARY, b"\x00\xffbytes"))
         await until_row(page, "00 ff 62 79 74 65 73")
         listed = await rows(page)
-        assert [(row["way"], row["kind"]) for row in listed[:3]] == [("", ""), ("out", "connect"), ("in", "answer")]
+        assert [(row["way"], row["kind"]) for row in listed[:3]] == [("event", "open"), ("out", "connect"), ("in", "answer")]
         assert [(row["way"], row["kind"], row["size"], row["body"]) for row in listed[3:]] == [
             ("out", "text", "5 B", "hello"), ("in", "text", "5 B", "hello"), ("out", "text", "7 B", "grüße"), ("in", "text", "7 B", "grüße"),
             ("out", "text", "28 B", "<img src=x onerror=alert(1)>"), ("in", "text", "28 B", "<img src=x onerror=alert(1)>"),
@@ -135,6 +135,9 @@ async def test_a_session(world, browser):
         assert (got.opcode, got.close_code, got.close_reason) == (CLOSE, 4001, "bye, grüße")
         await connection.send(frame(CLOSE, got.payload))
         await page.until_text("#status", "Closed: 4001 bye, grüße")
+        await until_row(page, "Closed: 4001 bye, grüße", "event")
+        last = (await rows(page))[-1]
+        assert (last["way"], last["kind"], last["size"]) == ("event", "close", "")
         assert not await page.evaluate("document.querySelector('#connect').disabled")
 
 
@@ -247,7 +250,13 @@ async def test_errors(world, browser):
             await page.click("#clear")
             await page.click("#connect")
             await page.until_text("#status", said)
-            await page.until("[...document.querySelectorAll('.row.event .body')].some((body) => /^Closed: 10(08|11)/.test(body.textContent))")
+            await page.until("[...document.querySelectorAll('.row.event.close .body')].some((body) => /^Closed: 10(08|11)/.test(body.textContent))")
+            error = next(row for row in await rows(page) if row["kind"] == "error")
+            assert error["way"] == "in" and json.loads(error["body"])["type"] == "error"
+            await page.evaluate("(() => { const e = document.querySelector('#show'); e.value = 'close error'; e.dispatchEvent(new Event('change')); })()")
+            await page.until("document.querySelectorAll('.row').length === 2")
+            assert {row["kind"] for row in await rows(page)} == {"close", "error"}
+            await page.evaluate("(() => { const e = document.querySelector('#show'); e.value = 'all'; e.dispatchEvent(new Event('change')); })()")
             assert await page.evaluate("document.querySelector('#state').dataset.state") == "bad"
             await page.fill(f"#{field}", before)
 
@@ -304,6 +313,7 @@ async def test_the_transparent_form_refused(world, browser):
         await page.fill("#key", "wrong")
         await page.click("#connect")
         await page.until_text("#status", "Refused. A browser does not say why")
+        await until_row(page, "Refused.", "event.error")
 
 
 # --- the list -------------------------------------------------------------------------------------------------------------
@@ -338,6 +348,12 @@ async def test_filter_and_clear(world, browser):
         await until_row(page, "after it")
 
 
+INSIDE = "(() => { const l = document.querySelector('#list').getBoundingClientRect(), r = [...document.querySelectorAll('.row')].find((row) => row.textContent.includes(%s))?.getBoundingClientRect(); return Boolean(r && r.top >= l.top - 1 && r.bottom <= l.bottom + 1); })()"
+"""Whether a row with this text is to be seen in the list."""
+FIRST_SEEN = "(() => { const top = document.querySelector('#list').getBoundingClientRect().top; return [...document.querySelectorAll('.row')].find((row) => Math.abs(row.getBoundingClientRect().top - top) < row.offsetHeight)?.querySelector('.body').textContent; })()"
+"""The text of the row at the top of what is to be seen."""
+
+
 @in_browser
 async def test_ten_thousand_messages(world, browser):
     """usable with 10,000 messages in the list"""
@@ -350,24 +366,23 @@ async def test_ten_thousand_messages(world, browser):
         nodes = await page.evaluate("document.querySelectorAll('*').length")
         assert nodes < 1000, f"{nodes} elements"
         assert await page.text("#received") == "10,000 · 116 KiB"
-        inside = "(() => { const l = document.querySelector('#list').getBoundingClientRect(), r = [...document.querySelectorAll('.row')].find((row) => row.textContent.includes(%s))?.getBoundingClientRect(); return Boolean(r && r.top >= l.top - 1 && r.bottom <= l.bottom + 1); })()"
-        assert await page.evaluate(inside % "'message 9999'"), "the last one is seen"
+        assert await page.evaluate(INSIDE % "'message 9999'"), "the last one is seen"
         # Somebody who reads further up is left there.
         await page.evaluate("document.querySelector('#list').scrollTop = 0")
-        await page.until(inside % "'message 3'")
+        await page.until(INSIDE % "'message 3'")
         await page.until("!document.querySelector('#latest').hidden")
         await connection.send(frame(TEXT, b"one more"))
         await page.until_text("#received", "10,001")
-        assert await page.evaluate(inside % "'message 3'") and await page.evaluate("document.querySelector('#list').scrollTop") == 0
+        assert await page.evaluate(INSIDE % "'message 3'") and await page.evaluate("document.querySelector('#list').scrollTop") == 0
         await page.click("#latest")
-        await page.until(inside % "'one more'")
+        await page.until(INSIDE % "'one more'")
         await page.fill("#filter", "message 77")
         await page.until_text("#shown", "111 of 10,004")
         await page.fill("#filter", "")
         await page.press("Shift+Tab")  # and on to the list by its own keys
         await page.evaluate("document.querySelector('#list').focus()")
         await page.press("Home")
-        await page.until(inside % "'Connecting to'")
+        await page.until(INSIDE % "'Connecting to'")
         await page.press("ArrowDown", "ArrowDown", "ArrowDown")
         assert await page.text("#detail-text") == "message 0"
         await page.press("End")
@@ -377,7 +392,37 @@ async def test_ten_thousand_messages(world, browser):
         # Rows are higher on a phone.
         for width in (360, 1280):
             await page.size(width, 900)
-            await page.until(inside % "'one more'")
+            await page.until(INSIDE % "'one more'")
+
+
+@in_browser
+async def test_thousands_a_second(world, browser):
+    """… and while thousands come each second: the page answers, and is drawn once a frame"""
+    target = world.target()
+    async with playground(world, browser, target=target) as page:
+        await page.click("#connect")
+        connection = await target.accept()
+        await connection.open()
+        await page.until_text("#status", "Connected")
+        await page.evaluate("""(() => { globalThis.changes = 0; globalThis.frames = 0;
+            new MutationObserver(() => changes += 1).observe(document.querySelector('#received'), {childList: true});
+            const tick = () => { frames += 1; requestAnimationFrame(tick); }; tick(); })()""")
+
+        async def flood() -> None:
+            for block in range(40):
+                await connection.send(b"".join(frame(TEXT, b"message %d" % (block * 250 + n)) for n in range(250)))
+                await asyncio.sleep(0.05)  # 5000 a second
+
+        coming = asyncio.create_task(flood())
+        answers = 0
+        while not coming.done():
+            await page.fill("#message", f"typed {answers}")
+            assert await page.evaluate("document.querySelector('#message').value") == f"typed {answers}"
+            answers += 1
+        await coming
+        await page.until_text("#received", "10,000 ·")
+        changes, drawn = await page.evaluate("[changes, frames]")
+        assert 1 <= changes <= drawn and answers > 3, (changes, drawn, answers)
 
 
 @in_browser
@@ -387,13 +432,29 @@ async def test_older_messages_make_room(world, browser):
     async with playground(world, browser, target=target) as page:
         await page.click("#connect")
         connection = await target.accept()
-        await connection.open(behind=b"".join(frame(TEXT, b"%d" % n) for n in range(51_000)))
-        await until_row(page, "50999")
+        await connection.open(behind=b"".join(frame(TEXT, b"message %d" % n) for n in range(51_000)))
+        await until_row(page, "message 50999")
         assert re.search(r"5,\d{3} older ones made room", await page.text("#shown"))
+        # Who reads further up goes on reading there, with a filter and without.
+        count = 51_000
+        for typed in ("", "message"):
+            await page.fill("#filter", typed)
+            await page.evaluate("(() => { const list = document.querySelector('#list'); list.scrollTop = list.scrollHeight / 2; })()")
+            read = await page.until(f"!document.querySelector('#latest').hidden && {FIRST_SEEN}")
+            await connection.send(b"".join(frame(TEXT, b"message, one more") for _ in range(5_000)))
+            count += 5_000
+            await page.until_text("#received", f"{count:,} ·")
+            assert await page.evaluate(FIRST_SEEN) == read
+        await page.fill("#filter", "")
         for _ in range(5):
             await connection.send(frame(BINARY, bytes(8 << 20)))
-        await page.until_text("#received", "51,005")
+        await page.until_text("#received", "61,005")
         await page.until("+document.querySelector('.row').getAttribute('aria-setsize') < 20")
+        # One of them can be copied whole, and that does not hold up the page for long.
+        await page.click(".row.in.binary")
+        await page.click("#copy-message")
+        await page.until_text("#message-copied", "Copied")
+        assert await page.evaluate("navigator.clipboard.readText().then((text) => text.length === 3 * (8 << 20) - 1 && /^00 00 00/.test(text))")
 
 
 # --- with keys only, for everyone -----------------------------------------------------------------------------------------
@@ -640,6 +701,21 @@ async def test_public_url(world, browser):
 
 
 @in_browser
+async def test_a_link_that_names_a_target(world, browser):
+    """what `ringway dev` prints: the target stands in the page's address, and nothing else is taken from there"""
+    target = world.target().serve_echo()
+    async with playground(world, browser, target=target) as page:
+        await page.open("about:blank")
+        await page.open(f"{page.base}/ws/docs#url={target.url()}&key={KEY}")
+        value = "document.querySelector('#%s').value"
+        assert await page.evaluate(value % "url") == target.url() and await page.evaluate(value % "key") == ""
+        assert json.loads(await page.text("#call")) == {"url": target.url()}
+        await page.evaluate("location.hash = '#url=wss%3A%2F%2Fother.example.com%2F%3Fa%3Db%26c'")
+        await page.until(f"{value % 'url'} === 'wss://other.example.com/?a=b&c'")
+        assert json.loads(await page.text("#call")) == {"url": "wss://other.example.com/?a=b&c"}
+
+
+@in_browser
 async def test_over_tls(world, browser):
     """works under ws and wss"""
     authority = Authority(world.folder())
@@ -689,6 +765,10 @@ async def test_the_policy_holds(world, browser):
 
 
 # --- the README's pictures ------------------------------------------------------------------------------------------------
+CALM = "new Promise((done) => requestIdleCallback(() => requestAnimationFrame(() => requestIdleCallback(done, {timeout: 500})), {timeout: 500}))"
+"""Until the page has nothing to draw, so that a round trip is not that of its drawing."""
+
+
 @in_browser
 @pytest.mark.skipif("RINGWAY_SCREENSHOTS" not in os.environ, reason="RINGWAY_SCREENSHOTS names no folder for the pictures")
 @pytest.mark.parametrize("look", ["light", "dark"])
@@ -703,6 +783,7 @@ async def test_screenshots(world, browser, look):
         await connect(page)
         for kind, message in (("text", '{"op":"subscribe"}'), ("text", "hello world"), ("text", "ping"), ("hex", "00 ff 10 2a")):
             await page.click(f"[name=kind][value={kind}]")
+            await page.evaluate(CALM)
             await say(page, message)
             await until_row(page, message)
         await page.click("[name=kind][value=text]")

@@ -247,6 +247,8 @@ let count = 0;
 let selected = null;
 let following = true;
 let placed = 0;
+// How many of those that were shown have made room since the list was drawn.
+let lifted = 0;
 let drawn = new Map();
 let scheduled = false;
 const figures = { out: [0, 0], in: [0, 0] };
@@ -258,12 +260,22 @@ function schedule() {
   }
 }
 
-const hex = (bytes, most) => Array.from(bytes.subarray(0, most), (byte) => byte.toString(16).padStart(2, '0')).join(' ');
+const DIGITS = bytesOf('0123456789abcdef');
+/** Two digits for each byte, with spaces between them. Of many megabytes too, so without a string for each. */
+function hex(bytes, most = bytes.length) {
+  const count = Math.min(bytes.length, most);
+  const text = new Uint8Array(Math.max(0, count * 3 - 1)).fill(0x20);
+  for (let at = 0; at < count; at += 1) {
+    text[at * 3] = DIGITS[bytes[at] >> 4];
+    text[at * 3 + 1] = DIGITS[bytes[at] & 15];
+  }
+  return new TextDecoder().decode(text);
+}
 const preview = (entry) => (typeof entry.data === 'string' ? entry.data.slice(0, PREVIEW).replace(/\s*[\r\n]\s*/g, entry.kind === 'connect' ? ' ' : ' ↵ ') : hex(entry.data, 64));
 
 function passes(entry) {
   const which = $('show').value;
-  if (which !== 'all' && which !== entry.way && which !== entry.kind) return false;
+  if (which !== 'all' && !which.split(' ').some((one) => one === entry.way || one === entry.kind)) return false;
   const wanted = $('filter').value.toLowerCase();
   if (!wanted) return true;
   return (typeof entry.data === 'string' ? entry.data : hex(entry.data, DETAIL_BYTES)).toLowerCase().includes(wanted);
@@ -283,7 +295,12 @@ function add(way, kind, data, size = 0) {
     const gone = entries.splice(0, Math.ceil(entries.length / 10));
     kept -= gone.reduce((sum, one) => sum + one.size, 0);
     dropped += gone.length;
-    if (shown !== entries) filter();
+    const before = shown.length;
+    if (shown === entries) lifted += gone.length;
+    else {
+      filter();
+      lifted += before - shown.length;
+    }
   }
   schedule();
   return entry;
@@ -301,8 +318,7 @@ function timeText(at) {
   return `${two(date.getHours())}:${two(date.getMinutes())}:${two(date.getSeconds())}.${two(date.getMilliseconds(), 3)}`;
 }
 const durationText = (ms) => (ms < 10 ? `${ms.toFixed(1)} ms` : ms < 1000 ? `${Math.round(ms)} ms` : `${(ms / 1000).toFixed(2)} s`);
-const WAYS = { out: ['↑', 'Sent'], in: ['↓', 'Received'], '': ['·', ''] };
-const KINDS = { text: 'text', binary: 'binary', connect: 'connect', answer: 'answer', event: '' };
+const WAYS = { out: ['↑', 'Sent'], in: ['↓', 'Received'], event: ['·', 'Event'] };
 
 function row(entry) {
   const element = make('div', `row ${entry.way} ${entry.kind}`);
@@ -313,8 +329,8 @@ function row(entry) {
   arrow.setAttribute('aria-hidden', 'true');
   way.append(arrow, make('span', 'visually-hidden', WAYS[entry.way][1]));
   element.append(
-    make('span', 'time', timeText(entry.at)), way, make('span', 'kind', KINDS[entry.kind]),
-    make('span', 'size', entry.kind === 'event' ? '' : sizeText(entry.size)), make('span', 'body', preview(entry)),
+    make('span', 'time', timeText(entry.at)), way, make('span', 'kind', entry.kind),
+    make('span', 'size', entry.way === 'event' ? '' : sizeText(entry.size)), make('span', 'body', preview(entry)),
     make('span', 'trip', entry.trip === null ? '' : durationText(entry.trip)),
   );
   return element;
@@ -323,11 +339,16 @@ function row(entry) {
 function draw() {
   scheduled = false;
   const height = parseFloat(getComputedStyle(document.documentElement).getPropertyValue('--row'));
+  const reading = list.scrollTop - lifted * height;
   spacer.style.height = `${shown.length * height}px`;
   if (following) {
     list.scrollTop = list.scrollHeight;
     placed = list.scrollTop;
+  } else if (lifted) {
+    // Somebody who reads further up goes on reading there.
+    list.scrollTop = reading;
   }
+  lifted = 0;
   const first = Math.max(0, Math.floor(list.scrollTop / height) - 4);
   const window = shown.slice(first, Math.ceil((list.scrollTop + list.clientHeight) / height) + 4);
   const next = new Map();
@@ -381,7 +402,7 @@ function detail(entry) {
   if (entry) {
     const isText = typeof entry.data === 'string';
     const cut = isText ? entry.data.length - DETAIL : entry.data.length - DETAIL_BYTES;
-    $('detail-title').textContent = [WAYS[entry.way][1] || 'Event', KINDS[entry.kind], entry.kind === 'event' ? '' : sizeText(entry.size), timeText(entry.at)].filter(Boolean).join(' · ');
+    $('detail-title').textContent = [WAYS[entry.way][1], entry.kind, entry.way === 'event' ? '' : sizeText(entry.size), timeText(entry.at)].filter(Boolean).join(' · ');
     $('detail-text').textContent = (isText ? entry.data.slice(0, DETAIL) : hexdump(entry.data)) + (cut > 0 ? `\n… and ${cut.toLocaleString('en')} more ${isText ? 'characters' : 'bytes'}` : '');
   }
   schedule();
@@ -437,9 +458,10 @@ function connected(text) {
 }
 
 /** The gateway's one answer to the connect message. */
-function answered(text) {
+function answered(text, size) {
   let answer = null;
   try { answer = JSON.parse(text); } catch { /* said below */ }
+  add('in', answer?.type === 'connected' ? 'answer' : 'error', text, size);
   if (answer?.type === 'connected') {
     connected(`Connected through ${answer.node_id}${answer.subprotocol ? `, ${answer.subprotocol}` : ''}`);
   } else {
@@ -453,10 +475,7 @@ function received(data) {
   const text = typeof data === 'string';
   const content = text ? data : new Uint8Array(data);
   const size = text ? bytesOf(data).length : content.length;
-  if (session.stage === 'asking' && text) {
-    add('in', 'answer', content, size);
-    return answered(data);
-  }
+  if (session.stage === 'asking' && text) return answered(data, size);
   figures.in[0] += 1;
   figures.in[1] += size;
   const entry = add('in', text ? 'text' : 'binary', content, size);
@@ -489,13 +508,13 @@ function connect() {
   socket.binaryType = 'arraybuffer';
   const ours = session = { socket, stage: 'opening', began: performance.now(), last: null, error: null, opened: false };
   for (const id of ['round-trip', 'connected-in']) $(id).textContent = '–';
-  add('', 'event', `Connecting to ${call.url}`);
+  add('event', 'open', `Connecting to ${call.url}`);
   tell('busy', 'Connecting…');
   update();
   socket.onopen = () => {
     ours.opened = true;
     if (transparent) {
-      add('', 'event', 'The target has accepted the opening handshake');
+      add('event', 'open', 'The target has accepted the opening handshake');
       return connected(`Connected${socket.protocol ? `, ${socket.protocol}` : ''}`);
     }
     const message = object(members(call, call.key), '');
@@ -513,11 +532,11 @@ function connect() {
       const text = ours.stage === 'closing' ? 'Cancelled' : transparent
         ? 'Refused. A browser does not say why; the curl call below shows the answer.'
         : 'The gateway could not be reached';
-      add('', 'event', text);
+      add('event', ours.stage === 'closing' ? 'close' : 'error', text);
       tell(ours.stage === 'closing' ? 'off' : 'bad', text);
     } else {
       const text = event.code === 1006 ? 'Connection lost (1006)' : `Closed: ${why}`;
-      add('', 'event', text);
+      add('event', event.code === 1006 ? 'error' : 'close', text);
       tell(ours.error || event.code === 1006 ? 'bad' : 'off', ours.error ?? text);
     }
     update();
@@ -671,6 +690,14 @@ function tabs(id, chosenTab) {
   choose(all[0]);
 }
 
+/** The target that this page's address names, as `ringway dev` prints it. A key is never taken from there. */
+function prefill() {
+  const url = new URLSearchParams(location.hash.slice(1)).get('url');
+  if (url) $('url').value = url;
+  mark();
+}
+
+addEventListener('hashchange', prefill);
 for (const id of FIELDS) $(id).addEventListener('input', () => mark());
 for (const id of FIELDS) {
   if ($(id).tagName === 'INPUT') $(id).addEventListener('keydown', (event) => { if (event.key === 'Enter' && !event.isComposing) connect(); });
@@ -690,7 +717,7 @@ $('filter').addEventListener('input', filter);
 $('show').addEventListener('change', filter);
 $('clear').addEventListener('click', () => {
   entries = [];
-  kept = dropped = 0;
+  kept = dropped = lifted = 0;
   following = true;
   figures.in = [0, 0];
   figures.out = [0, 0];
@@ -732,6 +759,7 @@ tabs('call-tabs', (tab) => { shownCall = tab.dataset.call; drawCall(); });
 tabs('schema-tabs', (tab) => { shownSchema = tab.dataset.schema; drawSchema(); });
 if (matchMedia('(max-width: 599px)').matches) $('more').open = false;
 drawTheme();
+prefill();
 drawForm();
 drawComposer();
 draw();
