@@ -36,6 +36,7 @@ use crate::{
         socket::{Received, Socket},
     },
     runtime::{resolver::Resolver, sockets},
+    telemetry::counters::{Stage, WorkerCounters},
 };
 
 /// RFC 8305 section 5: how long one connection attempt has the field for itself.
@@ -94,6 +95,22 @@ pub struct Timings {
 }
 
 impl Timings {
+    /// Into the histograms of the worker that dialled, or asked for it.
+    pub fn count_in(&self, counters: &WorkerCounters) {
+        let stages = [
+            (Stage::Dns, &self.dns),
+            (Stage::Tcp, &self.tcp),
+            (Stage::Proxy, &self.proxy),
+            (Stage::Tls, &self.tls),
+            (Stage::Upgrade, &self.upgrade),
+        ];
+        for (stage, time) in stages {
+            if let Some(time) = time.get() {
+                counters.took(stage, time);
+            }
+        }
+    }
+
     /// What it means that the dial's time is over.
     #[must_use]
     pub fn late(&self) -> Failure {

@@ -169,18 +169,7 @@ impl Record {
 
     /// The dial has come to an end, good or bad.
     pub fn dialled(&self, timings: &Timings) {
-        let stages = [
-            (Stage::Dns, &timings.dns),
-            (Stage::Tcp, &timings.tcp),
-            (Stage::Proxy, &timings.proxy),
-            (Stage::Tls, &timings.tls),
-            (Stage::Upgrade, &timings.upgrade),
-        ];
-        for (stage, time) in stages {
-            if let Some(time) = time.get() {
-                self.worker.counters.took(stage, time);
-            }
-        }
+        timings.count_in(&self.worker.counters);
     }
 
     /// The client has been told that it is connected.

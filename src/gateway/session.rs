@@ -11,7 +11,7 @@ use std::{
     pin::pin,
     rc::Rc,
     sync::Arc,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use futures_util::future::{Either, select};
@@ -96,6 +96,14 @@ struct Admitted {
     request: ConnectRequest,
     of_key: SessionOfKey,
     counted: Counted,
+}
+
+/// The key that `secret` is, known and not expired. An expired one is named in the record.
+fn key(worker: &Worker, record: &Record, secret: Option<&str>) -> Result<Arc<Key>, End> {
+    let key = worker.shared.keys.identify(secret).map_err(End::Failure)?;
+    record.identified(&key);
+    key.check_expiry(SystemTime::now()).map_err(End::Failure)?;
+    Ok(key)
 }
 
 /// The checks of a request that is known to be usable, in their order: sessions in all, sessions of the key, bucket.

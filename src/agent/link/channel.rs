@@ -173,17 +173,7 @@ async fn serve(worker: Rc<Worker>, ticket: Ticket, load: Load, asked: Asked, dra
     let _awaited = worker.tasks.awaited();
     let limit = Duration::from_millis(request.timeout_ms).min(worker.shared.limits.target_timeout);
     let dialled = dial(&worker, &socket, &connect, held, since + limit, &timings, &draining).await;
-    for (stage, time) in [
-        (Stage::Dns, &timings.dns),
-        (Stage::Tcp, &timings.tcp),
-        (Stage::Proxy, &timings.proxy),
-        (Stage::Tls, &timings.tls),
-        (Stage::Upgrade, &timings.upgrade),
-    ] {
-        if let Some(time) = time.get() {
-            worker.counters.took(stage, time);
-        }
-    }
+    timings.count_in(&worker.counters);
     match dialled {
         Ok((dialled, held)) => {
             let (subprotocol, head) = match dialled.accepted.clone() {

@@ -1,11 +1,8 @@
 //! The connect-message form: the gateway accepts the WebSocket itself, and the client says in a message whom it wants to
 //! reach.
-use std::{
-    rc::Rc,
-    time::{Instant, SystemTime},
-};
+use std::{rc::Rc, time::Instant};
 
-use super::{Admitted, End, admit, establish};
+use super::{Admitted, End, admit, establish, key};
 use crate::{
     gateway::{
         connection::{Client, Expected, Filled},
@@ -91,9 +88,7 @@ async fn connect_message(worker: &Worker, client: &mut Client) -> Result<Vec<u8>
 /// The checks of a connect message, in their order: JSON, key, fields, and what is common to both forms.
 fn judge(worker: &Worker, record: &Record, message: &mut [u8], header_key: Option<&str>) -> Result<Admitted, End> {
     let message = connect::parse(message).map_err(|error| unusable(&error))?;
-    let key = worker.shared.keys.identify(message.key(header_key)).map_err(End::Failure)?;
-    record.identified(&key);
-    key.check_expiry(SystemTime::now()).map_err(End::Failure)?;
+    let key = key(worker, record, message.key(header_key))?;
     let request = message.validate().map_err(|error| unusable(&error))?;
     admit(worker, record, &key, request)
 }

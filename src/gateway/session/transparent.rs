@@ -1,7 +1,7 @@
 //! The transparent form, `GET /ws?url=…`: the target is dialled first, and its answer is the client's.
-use std::{rc::Rc, sync::atomic::Ordering, time::SystemTime};
+use std::{rc::Rc, sync::atomic::Ordering};
 
-use super::{Admitted, End, admit, establish};
+use super::{Admitted, End, admit, establish, key};
 use crate::{
     gateway::{
         connection::{Client, Expected},
@@ -48,9 +48,7 @@ fn judge(worker: &Worker, record: &Record, request: &Request) -> Result<Admitted
     let query = query.ok_or_else(|| invalid("url: is required".into()))?;
     let (secret, came_in) = secret(request, &query);
     let secret = secret.as_deref().filter(|secret| !secret.is_empty());
-    let key = worker.shared.keys.identify(secret).map_err(End::Failure)?;
-    record.identified(&key);
-    key.check_expiry(SystemTime::now()).map_err(End::Failure)?;
+    let key = key(worker, record, secret)?;
     let asked = query.validate(|target| request_head(target, request.headers(), came_in, secret.unwrap_or_default()));
     admit(worker, record, &key, asked.map_err(|error| invalid(error.to_string()))?)
 }
