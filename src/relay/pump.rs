@@ -38,6 +38,10 @@ impl Carry {
         self.len
     }
 
+    fn bytes(&self) -> &[u8] {
+        &self.bytes[..self.len]
+    }
+
     fn keep(&mut self, rest: &[u8]) {
         debug_assert!(rest.len() < MAX_HEADER, "a scan leaves less than a header");
         self.len = rest.len().min(MAX_HEADER);
@@ -60,20 +64,25 @@ impl Bulk {
             self.patience = SMALL_IN_A_ROW;
         }
     }
+
+    /// Some of a large frame has passed unseen.
+    fn spliced(&mut self) {
+        self.patience = SMALL_IN_A_ROW;
+    }
 }
 
-/// What was taken from a socket without being looked at.
+/// What was taken from a side and has yet to be passed on.
 enum Taken {
-    Pipe(Pipe),
-    /// The beginning of a header, whose rest must be waited for.
-    Beginning(Pipe),
+    Bytes(Vec<u8>),
+    Piped(Pipe),
 }
 
 /// Runs the lane that reads from `from` to its end. `first` is what was received from that side before the relay.
 ///
 /// An idle lane is as large as its largest state, so all but the wait for readiness is in boxes. And this is no async
 /// function, which would have room for each parameter twice.
-pub(super) fn run(relay: Rc<Relay>, from: Side, mut first: Vec<u8>) -> impl Future<Output = ()> {
+pub(super) fn run(relay: Rc<Relay>, from: Side, first: Vec<u8>) -> impl Future<Output = ()> {
+    let mut taken = Taken::Bytes(first);
     let mut carry = Carry::default();
     let mut bulk = Bulk::default();
     async move {
@@ -94,43 +103,46 @@ pub(super) fn run(relay: Rc<Relay>, from: Side, mut first: Vec<u8>) -> impl Futu
                     Box::pin(relay.socket(from.other()).end_write()).await;
                     relay.change(|session| session.write_ended(from, Instant::now()));
                 }
-                Step::Receive if !first.is_empty() => {
-                    let mut buffer = Buffer::take();
-                    let at = carry.restore(&mut buffer);
-                    let len = first.len().min(buffer.len() - at);
-                    buffer[at..at + len].copy_from_slice(&first[..len]);
-                    first.drain(..len);
-                    if first.is_empty() {
-                        first = Vec::new();
+                Step::Receive => match &mut taken {
+                    Taken::Bytes(first) if !first.is_empty() => {
+                        let mut buffer = Buffer::take();
+                        let at = carry.restore(&mut buffer);
+                        let len = first.len().min(buffer.len() - at);
+                        buffer[at..at + len].copy_from_slice(&first[..len]);
+                        first.drain(..len);
+                        if first.is_empty() {
+                            *first = Vec::new();
+                        }
+                        Box::pin(pass(&relay, from, buffer, at + len, &mut carry)).await;
                     }
-                    Box::pin(pass(&relay, from, buffer, at + len, &mut carry)).await;
-                }
-                Step::Receive => {
-                    // Whatever the wait says, the receive behind it tells what is the matter.
-                    if relay.lane(from).or(relay.socket(from).readable()).await.is_some() {
-                        Box::pin(receive(&relay, from, &mut carry, &mut bulk)).await;
+                    Taken::Bytes(_) => {
+                        // Whatever the wait says, the receive behind it tells what is the matter.
+                        if relay.lane(from).or(relay.socket(from).readable()).await.is_some() {
+                            match take_unseen(&relay, from, &carry, &bulk) {
+                                Some(pipe) => taken = Taken::Piped(pipe),
+                                None => Box::pin(receive(&relay, from, None, &mut carry, &mut bulk)).await,
+                            }
+                        }
                     }
-                }
+                    Taken::Piped(pipe) => {
+                        Box::pin(pass_piped(&relay, from, pipe, &mut carry, &mut bulk)).await;
+                        if pipe.held() == 0 {
+                            taken = Taken::Bytes(Vec::new());
+                        }
+                    }
+                },
             }
         }
     }
 }
 
-async fn receive(relay: &Rc<Relay>, from: Side, carry: &mut Carry, bulk: &mut Bulk) {
-    let socket = relay.socket(from);
-    let unseen = if bulk.patience > 0 && carry.len == 0 { take_unseen(relay, from) } else { None };
-    let at = carry.len;
-    let (received, buffer) = match unseen {
-        Some(Taken::Pipe(pipe)) => return pass_unseen(relay, from, pipe).await,
-        Some(Taken::Beginning(mut pipe)) => {
-            let mut buffer = Buffer::take();
-            (pipe.read(&mut buffer).map(Received::Data), buffer)
-        }
-        None => {
-            let mut buffer = Buffer::take();
-            carry.restore(&mut buffer);
-            socket.recv(buffer, at).await
-        }
+/// Passes on what comes next, copied: from a pipe, or else from the socket.
+async fn receive(relay: &Rc<Relay>, from: Side, pipe: Option<&mut Pipe>, carry: &mut Carry, bulk: &mut Bulk) {
+    let mut buffer = Buffer::take();
+    let at = carry.restore(&mut buffer);
+    let (received, buffer) = match pipe {
+        Some(pipe) => (pipe.read(&mut buffer[at..]).map(Received::Data), buffer),
+        None => relay.socket(from).recv(buffer, at).await,
     };
     match received {
         Ok(Received::Data(len)) => {
@@ -142,46 +154,58 @@ async fn receive(relay: &Rc<Relay>, from: Side, carry: &mut Carry, bulk: &mut Bu
     }
 }
 
-/// Takes what there is of a large frame into a pipe. `None`: a receive is what is needed, be it to learn why.
-fn take_unseen(relay: &Rc<Relay>, from: Side) -> Option<Taken> {
-    let socket = relay.socket(from);
-    let payload = relay.session.borrow().may_pass_unseen(from)?;
-    let mut bytes = [0; MAX_HEADER];
-    let (header, budget) = match payload {
-        0 => {
-            let len = socket.peek(&mut bytes).ok()?;
-            match Header::parse(&bytes[..len]) {
-                Parsed::Header(header) if header.opcode != Opcode::CLOSE && header.payload_len >= LARGE => {
-                    (&bytes[..header.header_len], header.payload_len.saturating_add(header.header_len as u64))
-                }
-                _ => return None,
-            }
-        }
-        payload => (&[][..], payload),
-    };
-    let mut pipe = Pipe::take()?;
-    // Header and payload together: a header that is sent alone would wake its receiver twice.
-    let held = pipe.fill(socket, usize::try_from(budget).unwrap_or(usize::MAX).min(splice::PIPE_LEN)).ok()?;
-    if held == 0 {
+/// While large frames come: takes what there is into a pipe. `None`: a receive is what is needed, be it to learn why.
+///
+/// Taken first and looked at then: a look at the socket (MSG_PEEK) would send an acknowledgement of its own.
+fn take_unseen(relay: &Rc<Relay>, from: Side, carry: &Carry, bulk: &Bulk) -> Option<Pipe> {
+    if bulk.patience == 0 || carry.len > 0 {
         return None;
     }
-    if held < header.len() {
-        return Some(Taken::Beginning(pipe));
-    }
-    relay.receive_unseen(from, header, held);
-    Some(Taken::Pipe(pipe))
+    relay.session.borrow().may_pass_unseen(from)?;
+    let mut pipe = Pipe::take()?;
+    let len = pipe.fill(relay.socket(from), splice::PIPE_LEN).ok()?;
+    (len > 0).then_some(pipe)
 }
 
-async fn pass_unseen(relay: &Rc<Relay>, from: Side, mut pipe: Pipe) {
+/// Passes on what comes next in the pipe: what there is of a large frame unseen, and with it its header, which would
+/// wake its receiver a second time if it were sent alone; anything else copied.
+async fn pass_piped(relay: &Rc<Relay>, from: Side, pipe: &mut Pipe, carry: &mut Carry, bulk: &mut Bulk) {
+    let unseen = if carry.len == 0 { next_unseen(relay, from, pipe) } else { None };
+    let Some((header, len)) = unseen else {
+        return receive(relay, from, Some(pipe), carry, bulk).await;
+    };
+    bulk.spliced();
+    relay.receive_unseen(from, header.bytes(), len);
     let to = relay.socket(from.other());
+    let mut left = len;
     let sent = loop {
-        match pipe.empty(to) {
+        match pipe.give(to, &mut left) {
             Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => to.writable().await,
             done => break done,
         }
     };
-    drop(pipe);
+    if sent.is_err() {
+        pipe.skip(left);
+    }
     relay.sent(from, sent.is_ok());
+}
+
+/// How much of what the pipe holds is of one large frame, and that frame's header if it begins here.
+fn next_unseen(relay: &Rc<Relay>, from: Side, pipe: &Pipe) -> Option<(Carry, usize)> {
+    let mut carry = Carry::default();
+    let len = match relay.session.borrow().may_pass_unseen(from)? {
+        0 => {
+            carry.len = pipe.peek(&mut carry.bytes);
+            let Parsed::Header(header) = Header::parse(carry.bytes()) else { return None };
+            if header.opcode == Opcode::CLOSE || header.payload_len < LARGE {
+                return None;
+            }
+            carry.len = header.header_len;
+            header.payload_len.saturating_add(header.header_len as u64)
+        }
+        payload => payload,
+    };
+    Some((carry, usize::try_from(len).unwrap_or(usize::MAX).min(pipe.held())))
 }
 
 /// Passes on what of `buffer[..len]` the session says.

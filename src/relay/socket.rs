@@ -287,12 +287,6 @@ impl Socket {
         SockRef::from(self).set_nonblocking(true)
     }
 
-    /// Looks at what there is to receive, without waiting and without taking it. The socket must be plain.
-    pub(super) fn peek(&self, out: &mut [u8]) -> io::Result<usize> {
-        let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
-        Ok(rustix::net::recv(self, out, flags)?.0)
-    }
-
     fn tcp(&self) -> &TcpStream {
         // SAFETY: see `tcp_mut`.
         unsafe { &*self.tcp.get() }

@@ -11,7 +11,7 @@ use std::{
 
 use rustix::{
     io::Errno,
-    pipe::{PipeFlags, SpliceFlags, fcntl_setpipe_size, pipe_with, splice},
+    pipe::{PipeFlags, SpliceFlags, fcntl_setpipe_size, pipe_with, splice, tee},
 };
 
 use super::pool::Pool;
@@ -46,7 +46,12 @@ pub struct Pipe {
 impl Pipe {
     /// Takes a pipe. `None`: too many are lent, or the system gives none.
     pub fn take() -> Option<Self> {
-        let lend = |pool: &mut Pool<Ends>| if pool.lent() < LENT_AT_MOST { pool.lend(make).ok() } else { None };
+        Self::one_of(LENT_AT_MOST)
+    }
+
+    /// Takes a pipe unless so many are lent.
+    fn one_of(at_most: usize) -> Option<Self> {
+        let lend = |pool: &mut Pool<Ends>| if pool.lent() < at_most { pool.lend(make).ok() } else { None };
         let ends = POOL.with_borrow_mut(lend)?;
         Some(Self { ends: Some(ends), held: 0 })
     }
@@ -62,18 +67,38 @@ impl Pipe {
         Ok(len)
     }
 
-    /// Gives what it holds to `socket`, which must be non-blocking, as far as that takes it.
+    /// Gives `left` bytes of what it holds to `socket`, which must be non-blocking, as far as that takes them, and
+    /// counts `left` down.
     ///
     /// # Errors
     /// It takes nothing now (`WouldBlock`), or the connection failed.
-    pub fn empty(&mut self, socket: impl AsFd) -> io::Result<()> {
-        while let (Some(ends), 1..) = (&self.ends, self.held) {
-            match retried(|| splice(&ends.read, None, &socket, None, self.held, FLAGS))? {
+    pub fn give(&mut self, socket: impl AsFd, left: &mut usize) -> io::Result<()> {
+        while let (Some(ends), 1..) = (&self.ends, *left) {
+            match retried(|| splice(&ends.read, None, &socket, None, *left, FLAGS))? {
                 0 => return Err(io::ErrorKind::WriteZero.into()),
-                len => self.held -= len.min(self.held),
+                len => {
+                    self.held -= len.min(self.held);
+                    *left -= len.min(*left);
+                }
             }
         }
         Ok(())
+    }
+
+    /// So many bytes are in it.
+    pub fn held(&self) -> usize {
+        self.held
+    }
+
+    /// Looks at what it holds, without taking it, as far as `out` has room for it; says how much that was.
+    ///
+    /// To look before it is taken from the socket would cost more: a receive with MSG_PEEK acknowledges what it leaves.
+    pub fn peek(&self, out: &mut [u8]) -> usize {
+        // One more than are lent for longer, or the last of those could not be looked at.
+        let Some(mut copy) = Self::one_of(LENT_AT_MOST + 1) else { return 0 };
+        let (Some(ends), Some(into)) = (&self.ends, &copy.ends) else { return 0 };
+        copy.held = retried(|| tee(&ends.read, &into.write, out.len(), SpliceFlags::NONBLOCK)).unwrap_or(0);
+        copy.read(out).unwrap_or(0)
     }
 
     /// Reads what it holds, as far as `out` has room for it.
@@ -85,6 +110,18 @@ impl Pipe {
         let len = retried(|| rustix::io::read(&ends.read, &mut *out))?;
         self.held -= len.min(self.held);
         Ok(len)
+    }
+
+    /// Drops the next `len` bytes.
+    pub fn skip(&mut self, mut len: usize) {
+        let mut away = [0; 4096];
+        while len > 0 {
+            let some = len.min(away.len());
+            match self.read(&mut away[..some]) {
+                Ok(read @ 1..) => len -= read.min(len),
+                _ => return,
+            }
+        }
     }
 }
 
@@ -160,7 +197,8 @@ mod tests {
                     std::thread::yield_now();
                 }
             }
-            while let Err(error) = pipe.empty(&to) {
+            let mut left = pipe.held();
+            while let Err(error) = pipe.give(&to, &mut left) {
                 assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
                 stuck = true;
                 let mut some = vec![0; 1 << 20];
@@ -176,16 +214,43 @@ mod tests {
         assert_eq!(pipe.fill(&from, 1).unwrap(), 0);
     }
 
+    /// A pipe with these bytes in it.
+    fn pipe_with_bytes(bytes: &[u8]) -> Pipe {
+        let (from, mut sender) = pair();
+        sender.write_all(bytes).unwrap();
+        let mut pipe = Pipe::take().unwrap();
+        while pipe.held() < bytes.len() {
+            let _ = pipe.fill(&from, PIPE_LEN);
+        }
+        pipe
+    }
+
+    #[test]
+    fn a_look_takes_nothing() {
+        let mut pipe = pipe_with_bytes(b"abcdef");
+        let mut seen = [0; 4];
+        assert_eq!((pipe.peek(&mut seen), &seen), (4, b"abcd"));
+        let mut seen = [0; 14];
+        assert_eq!((pipe.peek(&mut seen), &seen[..6]), (6, &b"abcdef"[..]));
+        let (to, mut receiver) = pair();
+        let mut left = 2;
+        pipe.give(&to, &mut left).unwrap();
+        assert_eq!((left, pipe.held()), (0, 4));
+        assert_eq!((pipe.peek(&mut seen), &seen[..4]), (4, &b"cdef"[..]));
+        pipe.skip(1);
+        assert_eq!((pipe.read(&mut seen).unwrap(), &seen[..3]), (3, &b"def"[..]));
+        assert_eq!((pipe.peek(&mut seen), pipe.held()), (0, 0));
+        drop(to);
+        let mut received = Vec::new();
+        receiver.read_to_end(&mut received).unwrap();
+        assert_eq!(received, b"ab");
+    }
+
     #[test]
     fn a_pipe_with_something_in_it_is_not_lent_again() {
-        let (from, mut sender) = pair();
-        sender.write_all(b"abc").unwrap();
-        let mut pipe = Pipe::take().unwrap();
-        while pipe.fill(&from, 3).is_err() {}
-        assert_eq!(pipe.held, 3);
-        drop(pipe);
-        let mut other = Pipe::take().unwrap();
-        assert_eq!(other.read(&mut [0; 3]).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        drop(pipe_with_bytes(b"abc"));
+        let other = Pipe::take().unwrap();
+        assert_eq!(other.peek(&mut [0; 3]), 0);
     }
 
     #[test]
