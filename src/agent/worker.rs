@@ -98,6 +98,10 @@ pub async fn run(shared: Arc<Shared>, desk: Desk, mut line: Line) -> io::Result<
         let worker = worker.clone();
         let reporter = line.reporter();
         match order {
+            threads::Order::Beat => {
+                worker.registry.beat();
+                worker.tasks.beat();
+            }
             threads::Order::Drain(drain) => {
                 monoio::spawn(async move {
                     worker.drain(drain).await;

@@ -12,7 +12,7 @@ use crate::{
     protocol::drain::Drain,
     runtime::{
         systemd::{self, Notifier},
-        threads::{Event, Threads},
+        threads::{BEAT, Event, Threads},
     },
 };
 
@@ -84,6 +84,7 @@ struct Supervisor<'a> {
     /// How often the workers are asked, and when next.
     ping_every: Option<Duration>,
     next_ping: Option<Instant>,
+    next_beat: Instant,
     /// What the service manager was told last, when it is told next, and what the last reload left to be mended.
     status: String,
     next_status: Option<Instant>,
@@ -115,6 +116,7 @@ impl<'a> Supervisor<'a> {
             silent: 0,
             ping_every,
             next_ping: None,
+            next_beat: Instant::now() + BEAT,
             status: String::new(),
             next_status: None,
             broken: None,
@@ -128,7 +130,7 @@ impl<'a> Supervisor<'a> {
     /// Waits for something to do, and does it. Gives the exit code when the process is to end.
     fn next(&mut self) -> Option<ExitCode> {
         let end = self.drain.as_ref().map(|drain| last_lines(drain));
-        let deadline = [end, self.next_ping, self.next_status].into_iter().flatten().min();
+        let deadline = [end, self.next_ping, self.next_status, Some(self.next_beat)].into_iter().flatten().min();
         let code = match self.threads.next_event(deadline) {
             None => None,
             Some(Event::Terminate) if self.signalled => {
@@ -187,6 +189,10 @@ impl<'a> Supervisor<'a> {
         }
         if self.next_status.is_some_and(|at| now >= at) {
             self.tell_status(now);
+        }
+        if now >= self.next_beat {
+            self.next_beat = now + BEAT;
+            self.threads.beat();
         }
         None
     }
@@ -395,6 +401,7 @@ mod tests {
     async fn works(mut line: Line) -> io::Result<()> {
         while let Some(order) = line.order().await {
             match order {
+                Order::Beat => {}
                 Order::Drain(_) => line.reporter().drained(),
                 Order::Finish => line.reporter().finished(),
             }
@@ -437,6 +444,20 @@ mod tests {
             let ended = supervise(&threads, &idle(), || ());
             assert_eq!(code(ended), code(ExitCode::from(FAILED)));
         }
+    }
+
+    #[test]
+    fn workers_hear_each_beat() {
+        let mut threads = Threads::without_signals();
+        spawn(&mut threads, |mut line| async move {
+            for _ in 0..2 {
+                while !matches!(line.order().await, Some(Order::Beat)) {}
+            }
+            Ok(())
+        });
+        let began = Instant::now();
+        supervise(&threads, &idle(), || ());
+        assert!(began.elapsed() >= 2 * BEAT);
     }
 
     #[test]

@@ -145,15 +145,23 @@ pub(super) async fn run(shared: Arc<Shared>, listeners: Vec<Listener>, desk: Des
         let worker = worker.clone();
         let reporter = line.reporter();
         match order {
-            Order::Drain(drain) => monoio::spawn(async move {
-                worker.drain(drain).await;
-                reporter.drained();
-            }),
-            Order::Finish => monoio::spawn(async move {
-                worker.records.write_all().await;
-                reporter.finished();
-            }),
-        };
+            Order::Beat => {
+                worker.registry.beat();
+                worker.tasks.beat();
+            }
+            Order::Drain(drain) => {
+                monoio::spawn(async move {
+                    worker.drain(drain).await;
+                    reporter.drained();
+                });
+            }
+            Order::Finish => {
+                monoio::spawn(async move {
+                    worker.records.write_all().await;
+                    reporter.finished();
+                });
+            }
+        }
     }
     Ok(())
 }

@@ -35,13 +35,13 @@ use crate::{
         frame::FrameCounts,
         session::{Ending, Place, Received, Session, Side},
     },
-    runtime::{load::Load, memory, sys},
+    runtime::{load::Load, memory, sys, threads::BEAT},
     telemetry::counters::{Bytes, WorkerCounters},
 };
 
-/// How often each peer is looked at, whether it is lost, and how many sessions at a time: for a moment that nobody
-/// notices.
-const SWEEP: Duration = Duration::from_secs(5);
+/// In so many beats each peer is looked at, whether it is lost, and how many sessions at a time: for a moment that
+/// nobody notices.
+const SWEEP: usize = 5;
 const AT_A_TIME: usize = 32;
 
 /// Sessions that are told to end before the other tasks of the thread have their turn.
@@ -102,6 +102,7 @@ pub struct Relay {
 #[derive(Debug, Default)]
 pub struct Registry {
     relays: RefCell<Vec<Weak<Relay>>>,
+    beat: Signal,
     /// Sessions that are being relayed, of all workers together.
     relayed: Arc<AtomicUsize>,
     draining: RefCell<Option<Arc<Drain>>>,
@@ -137,15 +138,19 @@ impl Registry {
         }
     }
 
+    /// A [`BEAT`] is over.
+    pub fn beat(&self) {
+        self.beat.set();
+    }
+
     /// Looks for dead peers again and again, and gives back what the thread's sessions have no use for.
     pub async fn watch(&self) {
         loop {
-            let slices = self.relays.borrow().len().div_ceil(AT_A_TIME).max(1);
-            let pause = SWEEP / u32::try_from(slices).unwrap_or(u32::MAX);
             let mut at = 0;
-            for _ in 0..slices {
-                monoio::time::sleep(pause).await;
-                at = self.look(at);
+            for beats_left in (1..=SWEEP).rev() {
+                self.beat.wait().await;
+                let share = self.relays.borrow().len().saturating_sub(at).div_ceil(beats_left);
+                at = self.look_at(at, share).await;
             }
             let mut relays = self.relays.borrow_mut();
             if relays.len() < relays.capacity() / 4 {
@@ -170,11 +175,23 @@ impl Registry {
         }
     }
 
-    /// Looks at some peers, from this place in the list on, and says where to go on. None is looked at twice in a
-    /// round: what moves in the list moves to the front, or to the place that is looked at.
-    fn look(&self, mut at: usize) -> usize {
+    /// Looks at `count` peers within a beat, from this place in the list on, and says where to go on.
+    async fn look_at(&self, mut at: usize, count: usize) -> usize {
+        let slices = count.div_ceil(AT_A_TIME);
+        let pause = BEAT / u32::try_from(slices.max(1)).unwrap_or(u32::MAX);
+        for slice in 0..slices {
+            if slice > 0 {
+                monoio::time::sleep(pause).await;
+            }
+            at = self.look_at_some(at, AT_A_TIME.min(count - slice * AT_A_TIME));
+        }
+        at
+    }
+
+    /// None is looked at twice in a round: what moves in the list moves to the front, or to the place that is looked at.
+    fn look_at_some(&self, mut at: usize, count: usize) -> usize {
         let mut relays = self.relays.borrow_mut();
-        for _ in 0..AT_A_TIME {
+        for _ in 0..count {
             match relays.get(at).map(Weak::upgrade) {
                 Some(Some(relay)) => {
                     relay.abort_lost();

@@ -6,7 +6,7 @@ use std::{
     pin::pin,
     rc::{Rc, Weak},
     sync::Arc,
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use futures_util::FutureExt;
@@ -17,9 +17,9 @@ use crate::{
     relay::{deadline, wake::Signal},
 };
 
-/// How often a worker looks whether there is memory to be given back, and how many tasks must have ended for that. One
-/// that ends alone leaves little, which the next one uses.
-const LOOK_AFTER: Duration = Duration::from_secs(2);
+/// After how many beats a worker looks whether there is memory to be given back, and how many tasks must have ended for
+/// that. One that ends alone leaves little, which the next one uses.
+const LOOK_AFTER: u32 = 2;
 const CROWD: usize = 100;
 /// As long as more than one in so many of them ended since the last look, others are about to use what they leave.
 const QUIET: usize = 10;
@@ -31,6 +31,7 @@ pub struct Tasks {
     /// One for each task, as long as it has not ended.
     live: RefCell<Vec<Weak<Signal>>>,
     draining: RefCell<Option<Arc<Drain>>>,
+    beat: Signal,
     /// Set when, in a drain, one of the counts below has gone down.
     fewer: Signal,
     /// Set-ups and sessions that a drain waits for.
@@ -127,13 +128,20 @@ impl Tasks {
     pub async fn keep_memory_low(&self) {
         let mut looks = Looks::default();
         loop {
-            monoio::time::sleep(LOOK_AFTER).await;
+            for _ in 0..LOOK_AFTER {
+                self.beat.wait().await;
+            }
             if looks.worth_it(self.ended.get()) {
                 memory::tidy(&mut self.live.borrow_mut());
                 memory::give_back();
                 self.ended.set(0);
             }
         }
+    }
+
+    /// A [`BEAT`](super::threads::BEAT) is over.
+    pub fn beat(&self) {
+        self.beat.set();
     }
 
     /// Tells every task that a drain begins.

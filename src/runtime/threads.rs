@@ -19,6 +19,10 @@ use signal_hook::{
 use super::driver::Driver;
 use crate::protocol::drain::Drain;
 
+/// The main thread keeps the time for what all workers do now and then: one that has a timer of its own running pays for
+/// it each time it goes to sleep.
+pub const BEAT: Duration = Duration::from_secs(1);
+
 /// What the main thread tells a worker.
 #[derive(Clone, Debug)]
 enum Command {
@@ -30,6 +34,8 @@ enum Command {
 /// What a worker is to do.
 #[derive(Clone, Debug)]
 pub enum Order {
+    /// A [`BEAT`] is over: do what is to be done now and then.
+    Beat,
     /// End all sessions.
     Drain(Arc<Drain>),
     /// The process ends: write down what must not be lost, and say so with [`Reporter::finished`].
@@ -254,6 +260,11 @@ impl Threads {
 
     pub fn is_empty(&self) -> bool {
         self.workers.is_empty()
+    }
+
+    /// Tells every worker that a [`BEAT`] is over.
+    pub fn beat(&self) {
+        self.tell(&Command::Order(Order::Beat));
     }
 
     /// Tells every worker to end its sessions.
