@@ -49,16 +49,20 @@ impl Carry {
     }
 }
 
-/// Whether large frames come: how many more receives may go by without one before that is over. 0: it is.
+/// Whether large frames come.
 #[derive(Default)]
 struct Bulk {
+    /// So many more receives may go by without one before that is over. 0: it is.
     patience: u8,
+    /// The frame in progress is one, if there is a frame in progress: its rest passes unseen, however short.
+    large: bool,
 }
 
 impl Bulk {
     /// A receive was copied; so many bytes of its last frame are still to come and may pass unseen.
     fn copied(&mut self, relay: &Relay, to_come: u64) {
-        if to_come < LARGE {
+        self.large = to_come >= LARGE;
+        if !self.large {
             self.patience = self.patience.saturating_sub(1);
         } else if self.patience > 0 || relay.prepare_for_splicing() {
             self.patience = SMALL_IN_A_ROW;
@@ -67,7 +71,7 @@ impl Bulk {
 
     /// Some of a large frame has passed unseen.
     fn spliced(&mut self) {
-        self.patience = SMALL_IN_A_ROW;
+        *self = Self { patience: SMALL_IN_A_ROW, large: true };
     }
 }
 
@@ -161,7 +165,10 @@ fn take_unseen(relay: &Rc<Relay>, from: Side, carry: &Carry, bulk: &Bulk) -> Opt
     if bulk.patience == 0 || carry.len > 0 {
         return None;
     }
-    relay.session.borrow().may_pass_unseen(from)?;
+    let payload = relay.session.borrow().may_pass_unseen(from)?;
+    if payload > 0 && !bulk.large {
+        return None;
+    }
     let mut pipe = Pipe::take()?;
     let len = pipe.fill(relay.socket(from), splice::PIPE_LEN).ok()?;
     (len > 0).then_some(pipe)
@@ -170,7 +177,7 @@ fn take_unseen(relay: &Rc<Relay>, from: Side, carry: &Carry, bulk: &Bulk) -> Opt
 /// Passes on what comes next in the pipe: what there is of a large frame unseen, and with it its header, which would
 /// wake its receiver a second time if it were sent alone; anything else copied.
 async fn pass_piped(relay: &Rc<Relay>, from: Side, pipe: &mut Pipe, carry: &mut Carry, bulk: &mut Bulk) {
-    let unseen = if carry.len == 0 { next_unseen(relay, from, pipe) } else { None };
+    let unseen = if carry.len == 0 { next_unseen(relay, from, pipe, bulk) } else { None };
     let Some((header, len)) = unseen else {
         return receive(relay, from, Some(pipe), carry, bulk).await;
     };
@@ -191,7 +198,7 @@ async fn pass_piped(relay: &Rc<Relay>, from: Side, pipe: &mut Pipe, carry: &mut 
 }
 
 /// How much of what the pipe holds is of one large frame, and that frame's header if it begins here.
-fn next_unseen(relay: &Rc<Relay>, from: Side, pipe: &Pipe) -> Option<(Carry, usize)> {
+fn next_unseen(relay: &Rc<Relay>, from: Side, pipe: &Pipe, bulk: &Bulk) -> Option<(Carry, usize)> {
     let mut carry = Carry::default();
     let len = match relay.session.borrow().may_pass_unseen(from)? {
         0 => {
@@ -203,7 +210,8 @@ fn next_unseen(relay: &Rc<Relay>, from: Side, pipe: &Pipe) -> Option<(Carry, usi
             carry.len = header.header_len;
             header.payload_len.saturating_add(header.header_len as u64)
         }
-        payload => payload,
+        payload if bulk.large => payload,
+        _ => return None,
     };
     Some((carry, usize::try_from(len).unwrap_or(usize::MAX).min(pipe.held())))
 }

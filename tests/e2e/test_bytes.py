@@ -569,6 +569,26 @@ async def test_large_frames_between_plain_sockets_are_spliced(world):
             assert found == [0, 0]
 
 
+@DIRECTIONS
+async def test_small_frames_that_come_in_parts_are_not_spliced_for_ever(world, direction):
+    """8: `spliced_bytes_total` is of large frames: behind them, small ones are copied again, however TCP cuts them"""
+    gateway, target = await world.gateway(admin=True), world.target()
+    client, connection = await world.session(gateway, target)
+    sender, receiver = ends(client, connection, direction)
+    made = stream("parts", sender).frame(MIB).frame(MIB)
+    for _ in range(40):
+        made.frame(5000)
+    both = made.starts[2]
+    await together(sender.pipe.send(made.slice(0, both)), made.expect(receiver, both))
+    # Each half has arrived before the next one is sent.
+    for start, end in zip(made.starts[2:], [*made.starts[3:], made.length]):
+        half = (start + end) // 2
+        for at, to in ((start, half), (half, end)):
+            await together(sender.pipe.send(made.slice(at, to)), made.expect(receiver, to))
+    for process in Ledger(gateway).processes:
+        assert sum(await spliced(process)) <= both
+
+
 async def spliced(process) -> list[float]:
     found = await samples(process)
     return [found[f'ringway_spliced_bytes_total{{direction="{direction}"}}'] for direction in ("client_to_target", "target_to_client")]

@@ -178,6 +178,8 @@ async def test_echo(world):
     await client.send_close(4000, "bye")
     assert (await client.read_frame()).close_code == 4000
     await client.expect_fin()
+    with pytest.raises(AssertionError, match="still running"):  # As long as nobody ends it.
+        await process.exit_code(2.5)
     process.signal(signal.SIGTERM)
     assert await process.exit_code(8) == 0
 
