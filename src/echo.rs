@@ -17,11 +17,7 @@ use monoio_compat::{AsyncReadExt, AsyncWriteExt, StreamWrapper};
 
 use crate::{
     gateway::http::{self, HeadReader, Response},
-    runtime::{
-        driver::Driver,
-        listen, sockets,
-        threads::{Order, Threads},
-    },
+    runtime::{driver::Driver, listen, sockets, threads::Threads},
 };
 
 /// The largest frame that is echoed, in bytes of payload; it is in memory as a whole.
@@ -50,7 +46,7 @@ pub fn start(address: SocketAddr, driver: &Driver, threads: &mut Threads) -> io:
         let listener = sockets::listener(listener)?;
         monoio::spawn(accept(listener));
         // Echoes until the process ends: whoever drains drains in front of a target.
-        while let Some(Order::Beat) = line.order().await {}
+        line.order().await;
         Ok(())
     })?;
     Ok(address)

@@ -84,10 +84,10 @@ pub async fn run(shared: Arc<Shared>, desk: Desk, mut line: Line) -> io::Result<
     for (gateway, events) in gateways {
         monoio::spawn(Control::new(worker.clone(), gateway, events).run());
     }
-    let watcher = worker.clone();
-    monoio::spawn(async move { watcher.registry.watch().await });
-    let housekeeper = worker.tasks.clone();
-    monoio::spawn(async move { housekeeper.keep_memory_low().await });
+    let (watcher, beat) = (worker.clone(), line.beat());
+    monoio::spawn(async move { watcher.registry.watch(&beat).await });
+    let (housekeeper, beat) = (worker.tasks.clone(), line.beat());
+    monoio::spawn(async move { housekeeper.keep_memory_low(&beat).await });
     let obedient = worker.clone();
     monoio::spawn(async move {
         while let Some(order) = orders.next().await {
@@ -98,10 +98,6 @@ pub async fn run(shared: Arc<Shared>, desk: Desk, mut line: Line) -> io::Result<
         let worker = worker.clone();
         let reporter = line.reporter();
         match order {
-            threads::Order::Beat => {
-                worker.registry.beat();
-                worker.tasks.beat();
-            }
             threads::Order::Drain(drain) => {
                 monoio::spawn(async move {
                     worker.drain(drain).await;

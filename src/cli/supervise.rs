@@ -401,7 +401,6 @@ mod tests {
     async fn works(mut line: Line) -> io::Result<()> {
         while let Some(order) = line.order().await {
             match order {
-                Order::Beat => {}
                 Order::Drain(_) => line.reporter().drained(),
                 Order::Finish => line.reporter().finished(),
             }
@@ -450,8 +449,10 @@ mod tests {
     fn workers_hear_each_beat() {
         let mut threads = Threads::without_signals();
         spawn(&mut threads, |mut line| async move {
+            let beat = line.beat();
+            monoio::spawn(works(line));
             for _ in 0..2 {
-                while !matches!(line.order().await, Some(Order::Beat)) {}
+                beat.wait().await;
             }
             Ok(())
         });

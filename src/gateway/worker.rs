@@ -121,8 +121,8 @@ pub(super) async fn run(shared: Arc<Shared>, listeners: Vec<Listener>, desk: Des
         let listener = sockets::listener(socket)?;
         monoio::spawn(async move { worker.accept(listener, tls).await });
     }
-    let watcher = worker.clone();
-    monoio::spawn(async move { watcher.registry.watch().await });
+    let (watcher, beat) = (worker.clone(), line.beat());
+    monoio::spawn(async move { watcher.registry.watch(&beat).await });
     let clerk = worker.clone();
     monoio::spawn(async move {
         while let Some(wanted) = rows.next().await {
@@ -139,29 +139,21 @@ pub(super) async fn run(shared: Arc<Shared>, listeners: Vec<Listener>, desk: Des
     });
     let porter = worker.clone();
     monoio::spawn(async move { agents::run_errands(&porter, errands).await });
-    let housekeeper = worker.tasks.clone();
-    monoio::spawn(async move { housekeeper.keep_memory_low().await });
+    let (housekeeper, beat) = (worker.tasks.clone(), line.beat());
+    monoio::spawn(async move { housekeeper.keep_memory_low(&beat).await });
     while let Some(order) = line.order().await {
         let worker = worker.clone();
         let reporter = line.reporter();
         match order {
-            Order::Beat => {
-                worker.registry.beat();
-                worker.tasks.beat();
-            }
-            Order::Drain(drain) => {
-                monoio::spawn(async move {
-                    worker.drain(drain).await;
-                    reporter.drained();
-                });
-            }
-            Order::Finish => {
-                monoio::spawn(async move {
-                    worker.records.write_all().await;
-                    reporter.finished();
-                });
-            }
-        }
+            Order::Drain(drain) => monoio::spawn(async move {
+                worker.drain(drain).await;
+                reporter.drained();
+            }),
+            Order::Finish => monoio::spawn(async move {
+                worker.records.write_all().await;
+                reporter.finished();
+            }),
+        };
     }
     Ok(())
 }

@@ -102,7 +102,6 @@ pub struct Relay {
 #[derive(Debug, Default)]
 pub struct Registry {
     relays: RefCell<Vec<Weak<Relay>>>,
-    beat: Signal,
     /// Sessions that are being relayed, of all workers together.
     relayed: Arc<AtomicUsize>,
     draining: RefCell<Option<Arc<Drain>>>,
@@ -138,17 +137,12 @@ impl Registry {
         }
     }
 
-    /// A [`BEAT`] is over.
-    pub fn beat(&self) {
-        self.beat.set();
-    }
-
     /// Looks for dead peers again and again, and gives back what the thread's sessions have no use for.
-    pub async fn watch(&self) {
+    pub async fn watch(&self, beat: &Signal) {
         loop {
             let mut at = 0;
             for beats_left in (1..=SWEEP).rev() {
-                self.beat.wait().await;
+                beat.wait().await;
                 let share = self.relays.borrow().len().saturating_sub(at).div_ceil(beats_left);
                 at = self.look_at(at, share).await;
             }

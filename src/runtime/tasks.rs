@@ -31,7 +31,6 @@ pub struct Tasks {
     /// One for each task, as long as it has not ended.
     live: RefCell<Vec<Weak<Signal>>>,
     draining: RefCell<Option<Arc<Drain>>>,
-    beat: Signal,
     /// Set when, in a drain, one of the counts below has gone down.
     fewer: Signal,
     /// Set-ups and sessions that a drain waits for.
@@ -125,11 +124,11 @@ impl Tasks {
 
     /// Gives memory back when a crowd has come, whose set-ups have left theirs, or gone; and for a while as those
     /// leave who are late.
-    pub async fn keep_memory_low(&self) {
+    pub async fn keep_memory_low(&self, beat: &Signal) {
         let mut looks = Looks::default();
         loop {
             for _ in 0..LOOK_AFTER {
-                self.beat.wait().await;
+                beat.wait().await;
             }
             if looks.worth_it(self.ended.get()) {
                 memory::tidy(&mut self.live.borrow_mut());
@@ -137,11 +136,6 @@ impl Tasks {
                 self.ended.set(0);
             }
         }
-    }
-
-    /// A [`BEAT`](super::threads::BEAT) is over.
-    pub fn beat(&self) {
-        self.beat.set();
     }
 
     /// Tells every task that a drain begins.

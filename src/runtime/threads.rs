@@ -3,6 +3,7 @@
 use std::{
     io,
     panic::{AssertUnwindSafe, catch_unwind},
+    rc::Rc,
     sync::{Arc, mpsc},
     thread,
     time::{Duration, Instant},
@@ -17,7 +18,7 @@ use signal_hook::{
 };
 
 use super::driver::Driver;
-use crate::protocol::drain::Drain;
+use crate::{protocol::drain::Drain, relay::wake::Signal};
 
 /// The main thread keeps the time for what all workers do now and then: one that has a timer of its own running pays for
 /// it each time it goes to sleep.
@@ -29,13 +30,13 @@ enum Command {
     Order(Order),
     /// Say that you are there.
     Ping,
+    /// A [`BEAT`] is over.
+    Beat,
 }
 
 /// What a worker is to do.
 #[derive(Clone, Debug)]
 pub enum Order {
-    /// A [`BEAT`] is over: do what is to be done now and then.
-    Beat,
     /// End all sessions.
     Drain(Arc<Drain>),
     /// The process ends: write down what must not be lost, and say so with [`Reporter::finished`].
@@ -79,6 +80,7 @@ pub struct Threads {
 pub struct Line {
     commands: commands::UnboundedReceiver<Command>,
     reporter: Reporter,
+    beats: Vec<Rc<Signal>>,
 }
 
 /// What a worker tells the main thread.
@@ -110,13 +112,21 @@ impl ReadyHandle {
 }
 
 impl Line {
-    /// Waits for something to do, and answers pings meanwhile, so it must be awaited again behind that. `None`: there is
-    /// no main thread any more.
+    /// A signal that is set at each [`BEAT`], for one task, as long as [`Line::order`] is awaited.
+    pub fn beat(&mut self) -> Rc<Signal> {
+        let beat = Rc::<Signal>::default();
+        self.beats.push(beat.clone());
+        beat
+    }
+
+    /// Waits for something to do, and answers pings and passes on beats meanwhile, so it must be awaited again behind
+    /// that. `None`: there is no main thread any more.
     pub async fn order(&mut self) -> Option<Order> {
         loop {
             match self.commands.next().await? {
                 Command::Order(order) => return Some(order),
                 Command::Ping => self.reporter.send(Event::Alive),
+                Command::Beat => self.beats.iter().for_each(|beat| beat.set()),
             }
         }
     }
@@ -237,12 +247,12 @@ impl Threads {
         let (commands, receiver) = commands::unbounded();
         let reporter = Reporter { worker, events: self.sender.clone() };
         let ended = reporter.clone();
-        let line = Line { commands: receiver, reporter };
         let of = name.to_owned();
         thread::Builder::new().name(name.into()).spawn(move || {
             if let Some(core) = core {
                 pin(core);
             }
+            let line = Line { commands: receiver, reporter, beats: Vec::new() };
             let result = catch_unwind(AssertUnwindSafe(|| driver.block_on(run(line))));
             let result = match result {
                 Ok(result) => result.and_then(|result| result),
@@ -264,7 +274,7 @@ impl Threads {
 
     /// Tells every worker that a [`BEAT`] is over.
     pub fn beat(&self) {
-        self.tell(&Command::Order(Order::Beat));
+        self.tell(&Command::Beat);
     }
 
     /// Tells every worker to end its sessions.
