@@ -8,12 +8,7 @@
 //! comes into user space.
 use std::{rc::Rc, time::Instant};
 
-use super::{
-    Relay,
-    buffers::Buffer,
-    socket::Received,
-    splice::{self, Pipe},
-};
+use super::{Relay, buffers::Buffer, socket::Received, splice::Pipe};
 use crate::protocol::{
     frame::{Header, MAX_HEADER, Opcode, Parsed},
     session::{Side, Step},
@@ -36,10 +31,6 @@ impl Carry {
     fn restore(&self, buffer: &mut [u8]) -> usize {
         buffer[..self.len].copy_from_slice(&self.bytes[..self.len]);
         self.len
-    }
-
-    fn bytes(&self) -> &[u8] {
-        &self.bytes[..self.len]
     }
 
     fn keep(&mut self, rest: &[u8]) {
@@ -162,29 +153,38 @@ async fn receive(relay: &Rc<Relay>, from: Side, pipe: Option<&mut Pipe>, carry: 
 ///
 /// Taken first and looked at then: a look at the socket (MSG_PEEK) would send an acknowledgement of its own.
 fn take_unseen(relay: &Rc<Relay>, from: Side, carry: &Carry, bulk: &Bulk) -> Option<Pipe> {
-    if bulk.patience == 0 || carry.len > 0 {
+    if bulk.patience == 0 {
         return None;
     }
-    let payload = relay.session.borrow().may_pass_unseen(from)?;
-    if payload > 0 && !bulk.large {
-        return None;
-    }
+    may_pass_unseen(relay, from, carry, bulk)?;
     let mut pipe = Pipe::take()?;
-    let len = pipe.fill(relay.socket(from), splice::PIPE_LEN).ok()?;
+    let len = pipe.fill(relay.socket(from)).ok()?;
     (len > 0).then_some(pipe)
+}
+
+/// How much of the large frame in progress may pass unseen: 0 at a frame boundary. `None`: what comes must be looked at.
+fn may_pass_unseen(relay: &Rc<Relay>, from: Side, carry: &Carry, bulk: &Bulk) -> Option<u64> {
+    let payload = relay.session.borrow().may_pass_unseen(from)?;
+    (carry.len == 0 && (payload == 0 || bulk.large)).then_some(payload)
 }
 
 /// Passes on what comes next in the pipe: what there is of a large frame unseen, and with it its header, which would
 /// wake its receiver a second time if it were sent alone; anything else copied.
 async fn pass_piped(relay: &Rc<Relay>, from: Side, pipe: &mut Pipe, carry: &mut Carry, bulk: &mut Bulk) {
-    let unseen = if carry.len == 0 { next_unseen(relay, from, pipe, bulk) } else { None };
+    let mut bytes = [0; MAX_HEADER];
+    let unseen = match may_pass_unseen(relay, from, carry, bulk) {
+        Some(0) => large_header(pipe, &mut bytes).map(|Header { header_len, payload_len, .. }| {
+            (&bytes[..header_len], payload_len.saturating_add(header_len as u64))
+        }),
+        payload => payload.map(|payload| (&[][..], payload)),
+    };
     let Some((header, len)) = unseen else {
         return receive(relay, from, Some(pipe), carry, bulk).await;
     };
+    let mut left = usize::try_from(len).unwrap_or(usize::MAX).min(pipe.held());
     bulk.spliced();
-    relay.receive_unseen(from, header.bytes(), len);
+    relay.receive_unseen(from, header, left);
     let to = relay.socket(from.other());
-    let mut left = len;
     let sent = loop {
         match pipe.give(to, &mut left) {
             Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => to.writable().await,
@@ -197,23 +197,13 @@ async fn pass_piped(relay: &Rc<Relay>, from: Side, pipe: &mut Pipe, carry: &mut 
     relay.sent(from, sent.is_ok());
 }
 
-/// How much of what the pipe holds is of one large frame, and that frame's header if it begins here.
-fn next_unseen(relay: &Rc<Relay>, from: Side, pipe: &Pipe, bulk: &Bulk) -> Option<(Carry, usize)> {
-    let mut carry = Carry::default();
-    let len = match relay.session.borrow().may_pass_unseen(from)? {
-        0 => {
-            carry.len = pipe.peek(&mut carry.bytes);
-            let Parsed::Header(header) = Header::parse(carry.bytes()) else { return None };
-            if header.opcode == Opcode::CLOSE || header.payload_len < LARGE {
-                return None;
-            }
-            carry.len = header.header_len;
-            header.payload_len.saturating_add(header.header_len as u64)
-        }
-        payload if bulk.large => payload,
-        _ => return None,
-    };
-    Some((carry, usize::try_from(len).unwrap_or(usize::MAX).min(pipe.held())))
+/// The header at the pipe's beginning, if a large frame begins there that may pass unseen. Its bytes are then in `bytes`.
+fn large_header(pipe: &Pipe, bytes: &mut [u8; MAX_HEADER]) -> Option<Header> {
+    let len = pipe.peek(bytes);
+    match Header::parse(&bytes[..len]) {
+        Parsed::Header(header) if header.opcode != Opcode::CLOSE && header.payload_len >= LARGE => Some(header),
+        _ => None,
+    }
 }
 
 /// Passes on what of `buffer[..len]` the session says.

@@ -18,7 +18,7 @@ use super::pool::Pool;
 use crate::telemetry::counters::WorkerCounters;
 
 /// What a pipe takes at once. Its places hold a piece of a packet each, so on a network it takes less.
-pub const PIPE_LEN: usize = 1 << 20;
+const PIPE_LEN: usize = 1 << 20;
 /// Less room than that is not worth the system calls. The system gives no more where a user has many pipes
 /// (`fs.pipe-user-pages-soft`).
 const LEAST_LEN: usize = 256 * 1024;
@@ -56,13 +56,14 @@ impl Pipe {
         Some(Self { ends: Some(ends), held: 0 })
     }
 
-    /// Takes up to `len` bytes from `socket`, which must be non-blocking, into this empty pipe. 0: its end.
+    /// Takes what there is from `socket`, which must be non-blocking, into this empty pipe, up to [`PIPE_LEN`] bytes. 0:
+    /// its end.
     ///
     /// # Errors
     /// There is nothing (`WouldBlock`), or the connection failed.
-    pub fn fill(&mut self, socket: impl AsFd, len: usize) -> io::Result<usize> {
+    pub fn fill(&mut self, socket: impl AsFd) -> io::Result<usize> {
         let Some(ends) = &self.ends else { return Ok(0) };
-        let len = retried(|| splice(&socket, None, &ends.write, None, len, FLAGS))?;
+        let len = retried(|| splice(&socket, None, &ends.write, None, PIPE_LEN, FLAGS))?;
         self.held += len;
         Ok(len)
     }
@@ -181,7 +182,7 @@ mod tests {
     fn bytes_pass_and_a_full_socket_keeps_nothing_waiting() {
         let ((from, mut sender), (to, mut receiver)) = (pair(), pair());
         let mut pipe = Pipe::take().unwrap();
-        assert_eq!(pipe.fill(&from, PIPE_LEN).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        assert_eq!(pipe.fill(&from).unwrap_err().kind(), io::ErrorKind::WouldBlock);
         // The receiver reads nothing until its socket is full.
         let sent: Vec<u8> = (0..8 << 20).map(|byte: u32| ((byte * 31) >> 3) as u8).collect();
         let copy = sent.clone();
@@ -190,7 +191,7 @@ mod tests {
         let mut stuck = false;
         let mut received = Vec::new();
         while passed < sent.len() {
-            match pipe.fill(&from, PIPE_LEN.min(sent.len() - passed)) {
+            match pipe.fill(&from) {
                 Ok(len) => passed += len,
                 Err(error) => {
                     assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
@@ -211,7 +212,7 @@ mod tests {
         receiver.read_to_end(&mut received).unwrap();
         assert!(received == sent);
         writer.join().unwrap().unwrap();
-        assert_eq!(pipe.fill(&from, 1).unwrap(), 0);
+        assert_eq!(pipe.fill(&from).unwrap(), 0);
     }
 
     /// A pipe with these bytes in it.
@@ -220,7 +221,7 @@ mod tests {
         sender.write_all(bytes).unwrap();
         let mut pipe = Pipe::take().unwrap();
         while pipe.held() < bytes.len() {
-            let _ = pipe.fill(&from, PIPE_LEN);
+            let _ = pipe.fill(&from);
         }
         pipe
     }
